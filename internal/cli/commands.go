@@ -1,0 +1,8 @@
+package cli
+
+import "github.com/spf13/cobra"
+
+// commands lists every command in the order of the chain of evidence.
+func commands(a *app) []*cobra.Command {
+	return []*cobra.Command{}
+}
