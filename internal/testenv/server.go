@@ -36,7 +36,7 @@ const readyTimeout = time.Minute
 const startAttempts = 5
 
 // logTail is how much of a server's log is shown when a test failed, in bytes.
-const logTail = 8 << 10
+const logTail = 4 << 10
 
 // server is a child process that ends with the test.
 type server struct {
@@ -173,29 +173,4 @@ func serve(h Host, handler http.Handler) string {
 	s := httptest.NewServer(handler)
 	h.Cleanup(s.Close)
 	return s.URL
-}
-
-// program returns the path of a program that scripts/tools builds.
-func program(name string) (string, error) {
-	cache := os.Getenv("ATTESTABLE_IMAGE_CACHE")
-	if cache == "" {
-		dir, err := os.UserCacheDir()
-		if err != nil {
-			return "", fmt.Errorf("look for %s: %w", name, err)
-		}
-		cache = filepath.Join(dir, "attestable-image")
-	}
-	if path := filepath.Join(cache, "tools", name); isFile(path) {
-		return path, nil
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return "", fmt.Errorf("%s is not installed: run scripts/tools", name)
-	}
-	return path, nil
-}
-
-func isFile(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.Mode().IsRegular()
 }

@@ -74,12 +74,7 @@ func StartSigstore(t testing.TB, o Options) *Stack {
 		t.Skip("the Sigstore servers are not started with -short")
 	}
 	for _, name := range []string{"fulcio", "timestamp-server", "rekor-server-posix"} {
-		if _, err := program(name); err != nil {
-			if os.Getenv("ATTESTABLE_IMAGE_REQUIRE") == "1" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
+		Tool(t, name)
 	}
 	s, err := NewSigstore(t, o)
 	if err != nil {
@@ -177,18 +172,14 @@ func (s *Stack) startFulcio(h Host, organization string) (root.FulcioCertificate
 	if err != nil {
 		return none, fmt.Errorf("encode Fulcio's key: %w", err)
 	}
-	configuration, err := json.Marshal(map[string]any{"oidc-issuers": map[string]any{
-		s.Issuer.URL: map[string]string{"issuer-url": s.Issuer.URL, "client-id": "sigstore", "type": "github-workflow"},
-	}})
-	if err != nil {
-		return none, fmt.Errorf("encode Fulcio's configuration: %w", err)
-	}
+	// YAML with JSON's quoting; as JSON alone it would be read under other names.
+	configuration := fmt.Appendf(nil, "oidc-issuers:\n  %[1]q:\n    issuer-url: %[1]q\n    client-id: sigstore\n    type: github-workflow\n", s.Issuer.URL)
 	dir := h.TempDir()
 	chainFile, keyFile, configFile := filepath.Join(dir, "chain.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "fulcio.yaml")
 	if err := errors.Join(
 		os.WriteFile(chainFile, append(intermediate.pem(), top.pem()...), 0o600),
 		os.WriteFile(keyFile, key, 0o600),
-		os.WriteFile(configFile, configuration, 0o600), // JSON is YAML
+		os.WriteFile(configFile, configuration, 0o600),
 	); err != nil {
 		return none, fmt.Errorf("write Fulcio's files: %w", err)
 	}

@@ -1,0 +1,53 @@
+package testenv
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// Tool returns the path of a program that runs beside the tests: one that
+// scripts/tools builds, or one that is installed. Where it is missing, the test
+// is skipped by name, or fails with ATTESTABLE_IMAGE_REQUIRE=1.
+func Tool(t testing.TB, name string) string {
+	t.Helper()
+	path, err := program(name)
+	if err != nil {
+		Missing(t, err)
+	}
+	return path
+}
+
+// Missing ends a test that cannot run on this machine: it fails where
+// ATTESTABLE_IMAGE_REQUIRE=1 says that everything must run, and is skipped
+// elsewhere.
+func Missing(t testing.TB, reason any) {
+	t.Helper()
+	if os.Getenv("ATTESTABLE_IMAGE_REQUIRE") == "1" {
+		t.Fatal(reason)
+	}
+	t.Skip(reason)
+}
+
+// program returns the path of a program, the pinned one first.
+func program(name string) (string, error) {
+	cache := os.Getenv("ATTESTABLE_IMAGE_CACHE")
+	if cache == "" {
+		dir, err := os.UserCacheDir()
+		if err != nil {
+			return "", fmt.Errorf("look for %s: %w", name, err)
+		}
+		cache = filepath.Join(dir, "attestable-image")
+	}
+	path := filepath.Join(cache, "tools", name)
+	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+		return path, nil
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("%s is not installed: run scripts/setup", name)
+	}
+	return path, nil
+}
