@@ -1,16 +1,160 @@
 package vm
 
-import "errors"
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"unicode/utf16"
+)
 
 // SecureBoot are the contents of the Secure Boot variables: each a sequence of
-// EFI_SIGNATURE_LISTs (UEFI 2.10, section 32.4.1), or empty.
+// EFI_SIGNATURE_LISTs (UEFI 2.10, section 32.4.1). An empty one does not exist.
+// Secure Boot is on when PK exists (UEFI 2.10, section 32.3).
 type SecureBoot struct {
 	PK, KEK, DB, DBX []byte
 }
 
+// GUIDs in the byte order of UEFI: the first three fields are little-endian.
+var (
+	// EFI_SYSTEM_NV_DATA_FV_GUID, fff12b8d-7696-4c8b-a985-2747075b4f50.
+	nvDataVolume = []byte{0x8d, 0x2b, 0xf1, 0xff, 0x96, 0x76, 0x8b, 0x4c, 0xa9, 0x85, 0x27, 0x47, 0x07, 0x5b, 0x4f, 0x50}
+	// gEfiAuthenticatedVariableGuid, aaf32c78-947b-439a-a180-2e144ec37792.
+	authenticatedStore = []byte{0x78, 0x2c, 0xf3, 0xaa, 0x7b, 0x94, 0x9a, 0x43, 0xa1, 0x80, 0x2e, 0x14, 0x4e, 0xc3, 0x77, 0x92}
+	// EFI_GLOBAL_VARIABLE, 8be4df61-93ca-11d2-aa0d-00e098032b8c.
+	globalVariable = []byte{0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c}
+	// EFI_IMAGE_SECURITY_DATABASE_GUID, d719b2cb-3d3a-4596-a3bc-dad00e67656f.
+	securityDatabase = []byte{0xcb, 0xb2, 0x19, 0xd7, 0x3a, 0x3d, 0x96, 0x45, 0xa3, 0xbc, 0xda, 0xd0, 0x0e, 0x67, 0x65, 0x6f}
+	// gEfiSecureBootEnableDisableGuid, f0a30bc7-af08-4556-99c4-001009c93a44.
+	secureBootEnable = []byte{0xc7, 0x0b, 0xa3, 0xf0, 0x08, 0xaf, 0x56, 0x45, 0x99, 0xc4, 0x00, 0x10, 0x09, 0xc9, 0x3a, 0x44}
+)
+
+// Layout of edk2's variable store, all little-endian: a firmware volume (UEFI
+// PI 1.8, volume 3, section 3.2.1), whose header is followed by a
+// VARIABLE_STORE_HEADER and variables (edk2, AuthenticatedVariableFormat.h).
+const (
+	volumeLengthAt    = 32
+	volumeSignatureAt = 40
+	headerLengthAt    = 48
+	minVolumeHeader   = 56
+
+	storeHeaderSize = 28 // GUID, size, format, state, reserved
+	storeFormatted  = 0x5a
+	storeHealthy    = 0xfe
+
+	variableStart      = 0x55aa
+	variableHeaderSize = 60
+	variableAdded      = 0x3f
+	variableDeleted    = 0xfd // AND-ed to the state: flash can only clear bits
+)
+
+// Attributes of variables (UEFI 2.10, section 8.2).
+const (
+	nonVolatile       = 0x01
+	bootService       = 0x02
+	runtimeAccess     = 0x04
+	timeAuthenticated = 0x20
+
+	secureBootAttributes = nonVolatile | bootService | runtimeAccess | timeAuthenticated
+)
+
+// enroll returns a copy of a firmware's variable store with these variables in
+// it, as if they had been set in setup mode.
 func (s SecureBoot) enroll(store []byte) ([]byte, error) {
-	if s.PK == nil {
-		return store, nil
+	content := slices.Clone(store)
+	variables := []struct {
+		name       string
+		guid       []byte
+		attributes uint32
+		data       []byte
+	}{
+		{"PK", globalVariable, secureBootAttributes, s.PK},
+		{"KEK", globalVariable, secureBootAttributes, s.KEK},
+		{"db", securityDatabase, secureBootAttributes, s.DB},
+		{"dbx", securityDatabase, secureBootAttributes, s.DBX},
+		{"SecureBootEnable", secureBootEnable, nonVolatile | bootService, nil},
 	}
-	return nil, errors.New("not yet")
+	if len(s.PK) > 0 {
+		variables[4].data = []byte{1}
+	}
+	for _, v := range variables {
+		if len(v.data) == 0 {
+			continue
+		}
+		if err := setVariable(content, v.name, v.guid, v.attributes, v.data); err != nil {
+			return nil, fmt.Errorf("%s: %w", v.name, err)
+		}
+	}
+	return content, nil
+}
+
+// setVariable puts a variable into a store, in place of one of the same name.
+func setVariable(content []byte, name string, guid []byte, attributes uint32, data []byte) error {
+	store, err := variableArea(content)
+	if err != nil {
+		return err
+	}
+	var encoded []byte
+	for _, unit := range append(utf16.Encode([]rune(name)), 0) {
+		encoded = binary.LittleEndian.AppendUint16(encoded, unit)
+	}
+	at := 0
+	for {
+		if len(store)-at < variableHeaderSize {
+			return errors.New("the variable store is full")
+		}
+		header := store[at:]
+		if binary.LittleEndian.Uint16(header) != variableStart {
+			break
+		}
+		nameSize, dataSize := binary.LittleEndian.Uint32(header[36:]), binary.LittleEndian.Uint32(header[40:])
+		end := uint64(variableHeaderSize) + uint64(nameSize) + uint64(dataSize)
+		if end > uint64(len(header)) {
+			return fmt.Errorf("the variable at byte %d of the variable store is larger than the store", at)
+		}
+		if bytes.Equal(header[44:60], guid) && bytes.Equal(header[60:60+nameSize], encoded) {
+			header[2] &= variableDeleted
+		}
+		at += int(end+3) &^ 3
+		if at > len(store) {
+			at = len(store)
+		}
+	}
+	variable := make([]byte, variableHeaderSize, variableHeaderSize+len(encoded)+len(data))
+	binary.LittleEndian.PutUint16(variable, variableStart)
+	variable[2] = variableAdded
+	binary.LittleEndian.PutUint32(variable[4:], attributes)
+	// The monotonic count, the time stamp and the public key's index stay 0.
+	binary.LittleEndian.PutUint32(variable[36:], uint32(len(encoded)))
+	binary.LittleEndian.PutUint32(variable[40:], uint32(len(data)))
+	copy(variable[44:], guid)
+	variable = append(append(variable, encoded...), data...)
+	if len(variable) > len(store)-at {
+		return fmt.Errorf("%d bytes do not fit into the %d that are free in the variable store", len(variable), len(store)-at)
+	}
+	copy(store[at:], variable)
+	return nil
+}
+
+// variableArea is the part of a variable store's firmware volume that holds
+// variables.
+func variableArea(content []byte) ([]byte, error) {
+	if len(content) < minVolumeHeader || !bytes.Equal(content[16:32], nvDataVolume) || string(content[volumeSignatureAt:volumeSignatureAt+4]) != "_FVH" {
+		return nil, errors.New("the file is not a firmware volume with variables")
+	}
+	length := binary.LittleEndian.Uint64(content[volumeLengthAt:])
+	header := int(binary.LittleEndian.Uint16(content[headerLengthAt:]))
+	if length > uint64(len(content)) || length < uint64(header+storeHeaderSize) {
+		return nil, fmt.Errorf("the firmware volume says it has %d bytes, the file has %d", length, len(content))
+	}
+	store := content[header:length]
+	if !bytes.Equal(store[:16], authenticatedStore) {
+		return nil, errors.New("the firmware keeps no authenticated variables, so it cannot do Secure Boot")
+	}
+	size := binary.LittleEndian.Uint32(store[16:])
+	if store[20] != storeFormatted || store[21] != storeHealthy || size < storeHeaderSize || uint64(size) > uint64(len(store)) {
+		return nil, errors.New("the variable store is damaged")
+	}
+	return store[storeHeaderSize:size], nil
 }
