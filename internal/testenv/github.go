@@ -1,12 +1,14 @@
 package testenv
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -150,11 +152,18 @@ func (g *GitHub) Bundles(repository string) []json.RawMessage {
 	return bundles
 }
 
-// Tamper replaces every stored bundle by what change makes of a copy of it.
-func (g *GitHub) Tamper(change func(bundle []byte) []byte) {
+// Tamper replaces every stored bundle by what change makes of a copy of it,
+// until restore is called.
+func (g *GitHub) Tamper(change func(bundle []byte) []byte) (restore func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	before := slices.Clone(g.attestations)
 	for i, a := range g.attestations {
-		g.attestations[i].bundle = change(append([]byte(nil), a.bundle...))
+		g.attestations[i].bundle = change(bytes.Clone(a.bundle))
+	}
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.attestations = before
 	}
 }
