@@ -1,0 +1,478 @@
+package disk
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"unicode/utf16"
+)
+
+// FAT is a FAT12, FAT16 or FAT32 file system. Its methods are safe for
+// concurrent use as far as the reader below it is.
+type FAT struct {
+	r            io.ReaderAt
+	bits         int   // of a FAT entry: 12, 16 or 32
+	fatOffset    int64 // bytes from the start of the file system, of the FAT in use
+	fatSize      int64 // bytes
+	dataOffset   int64 // bytes, of cluster 2
+	clusterSize  int64 // bytes
+	clusters     uint32
+	rootOffset   int64 // FAT12 and FAT16: bytes
+	rootSize     int64 // FAT12 and FAT16: bytes
+	rootCluster  uint32
+	VolumeSerial uint32
+}
+
+// DirEntry is a file or directory in a FAT directory.
+type DirEntry struct {
+	Name    string // long name where there is one
+	IsDir   bool
+	Size    int64  // bytes; 0 for a directory
+	short   string // 8.3 name
+	cluster uint32 // first cluster, 0 when empty
+}
+
+const (
+	fatAttrVolume = 0x08
+	fatAttrDir    = 0x10
+	fatAttrLong   = 0x0f
+	// A FAT directory may hold 65,536 entries of 32 bytes.
+	fatMaxDir = 65536 * 32
+	// A file in more pieces than this is no image that a tool wrote; the bound
+	// keeps a hostile FAT from filling memory.
+	fatMaxRuns = 1 << 17
+)
+
+// OpenFAT reads the boot sector of a FAT file system of size bytes. The width
+// of FAT entries is told as EDK II's driver tells it: FAT32 when the 16-bit
+// FAT size is zero, FAT12 below 4,085 clusters, FAT16 otherwise.
+func OpenFAT(r io.ReaderAt, size int64) (*FAT, error) {
+	boot := make([]byte, 512)
+	if _, err := r.ReadAt(boot, 0); err != nil {
+		return nil, fmt.Errorf("read FAT boot sector: %w", err)
+	}
+	le := binary.LittleEndian
+	sector := int64(le.Uint16(boot[11:]))
+	perCluster := int64(boot[13])
+	reserved := int64(le.Uint16(boot[14:]))
+	fats := int64(boot[16])
+	rootEntries := int64(le.Uint16(boot[17:]))
+	sectors := int64(le.Uint16(boot[19:]))
+	if sectors == 0 {
+		sectors = int64(le.Uint32(boot[32:]))
+	}
+	fatSectors := int64(le.Uint16(boot[22:]))
+	fat32 := fatSectors == 0
+	if fat32 {
+		fatSectors = int64(le.Uint32(boot[36:]))
+	}
+	switch {
+	case boot[0] != 0xeb && boot[0] != 0xe9:
+		return nil, errors.New("it is no FAT file system: its first byte is not a jump")
+	case sector != 512 && sector != 1024 && sector != 2048 && sector != 4096:
+		return nil, fmt.Errorf("it is no FAT file system: sector size %d is not 512, 1024, 2048 or 4096", sector)
+	case perCluster == 0 || perCluster&(perCluster-1) != 0:
+		return nil, fmt.Errorf("FAT boot sector: %d sectors a cluster is not a power of two", perCluster)
+	case reserved == 0 || fats == 0 || fats > 4 || fatSectors == 0:
+		return nil, fmt.Errorf("FAT boot sector: %d reserved sectors, %d FATs of %d sectors", reserved, fats, fatSectors)
+	case sectors*sector > size:
+		return nil, fmt.Errorf("FAT boot sector: %d sectors of %d bytes are more than the partition's %d bytes", sectors, sector, size)
+	}
+	f := &FAT{
+		r:           r,
+		fatOffset:   reserved * sector,
+		fatSize:     fatSectors * sector,
+		clusterSize: perCluster * sector,
+		rootOffset:  (reserved + fats*fatSectors) * sector,
+		rootSize:    (rootEntries*32 + sector - 1) / sector * sector,
+	}
+	f.dataOffset = f.rootOffset + f.rootSize
+	data := sectors*sector - f.dataOffset
+	if data < 0 {
+		return nil, errors.New("FAT boot sector: the tables are larger than the file system")
+	}
+	clusters := data / f.clusterSize
+	if clusters > 0x0ffffff5 {
+		return nil, fmt.Errorf("FAT boot sector: %d clusters are more than FAT32 has", clusters)
+	}
+	f.clusters = uint32(clusters)
+	switch {
+	case fat32:
+		f.bits = 32
+		f.rootCluster = le.Uint32(boot[44:])
+		f.VolumeSerial = le.Uint32(boot[67:])
+		// With mirroring off, one FAT alone is in use.
+		if flags := le.Uint16(boot[40:]); flags&0x80 != 0 {
+			active := int64(flags & 0x0f)
+			if active >= fats {
+				return nil, fmt.Errorf("FAT boot sector: active FAT %d of %d", active, fats)
+			}
+			f.fatOffset += active * f.fatSize
+		}
+	case clusters < 4085:
+		f.bits = 12
+		f.VolumeSerial = le.Uint32(boot[39:])
+	default:
+		f.bits = 16
+		f.VolumeSerial = le.Uint32(boot[39:])
+	}
+	return f, nil
+}
+
+// run is a stretch of consecutive clusters.
+type run struct{ offset, length int64 } // bytes
+
+// chain follows the clusters from first until limit bytes are covered (or the
+// chain ends, with a limit of -1), and returns them as coalesced runs.
+func (f *FAT) chain(first uint32, limit int64) ([]run, error) {
+	var runs []run
+	var covered int64
+	table := fatTable{fat: f}
+	for cluster, steps := first, uint32(0); ; steps++ {
+		if cluster < 2 || cluster-2 >= f.clusters {
+			return nil, fmt.Errorf("cluster %d of the chain from %d lies outside the file system", cluster, first)
+		}
+		if steps >= f.clusters {
+			return nil, fmt.Errorf("the cluster chain from %d runs in a circle", first)
+		}
+		offset := f.dataOffset + int64(cluster-2)*f.clusterSize
+		if n := len(runs); n > 0 && runs[n-1].offset+runs[n-1].length == offset {
+			runs[n-1].length += f.clusterSize
+		} else {
+			if n == fatMaxRuns {
+				return nil, fmt.Errorf("the cluster chain from %d is in more than %d pieces", first, fatMaxRuns)
+			}
+			runs = append(runs, run{offset, f.clusterSize})
+		}
+		covered += f.clusterSize
+		if limit >= 0 && covered >= limit {
+			return runs, nil
+		}
+		if limit < 0 && covered > fatMaxDir {
+			return nil, fmt.Errorf("the directory at cluster %d is longer than FAT allows", first)
+		}
+		next, err := table.next(cluster)
+		if err != nil {
+			return nil, err
+		}
+		if f.endOfChain(next) {
+			if limit >= 0 {
+				return nil, fmt.Errorf("the cluster chain from %d ends after %d of %d bytes", first, covered, limit)
+			}
+			return runs, nil
+		}
+		cluster = next
+	}
+}
+
+func (f *FAT) endOfChain(entry uint32) bool {
+	switch f.bits {
+	case 12:
+		return entry >= 0xff8
+	case 16:
+		return entry >= 0xfff8
+	}
+	return entry >= 0x0ffffff8
+}
+
+// fatTable reads FAT entries through a window of one block, since chains are
+// mostly ascending.
+type fatTable struct {
+	fat   *FAT
+	block [4096]byte
+	start int64
+	valid int
+}
+
+func (t *fatTable) byteAt(off int64) (byte, error) {
+	if t.valid == 0 || off < t.start || off >= t.start+int64(t.valid) {
+		t.start = off &^ (int64(len(t.block)) - 1)
+		want := min(int64(len(t.block)), t.fat.fatSize-t.start)
+		if want <= 0 {
+			return 0, fmt.Errorf("FAT entry at byte %d lies outside the FAT of %d bytes", off, t.fat.fatSize)
+		}
+		n, err := t.fat.r.ReadAt(t.block[:want], t.fat.fatOffset+t.start)
+		if int64(n) < want {
+			return 0, fmt.Errorf("read FAT: %w", err)
+		}
+		t.valid = n
+	}
+	if off-t.start >= int64(t.valid) {
+		return 0, fmt.Errorf("FAT entry at byte %d lies outside the FAT of %d bytes", off, t.fat.fatSize)
+	}
+	return t.block[off-t.start], nil
+}
+
+// next returns the FAT entry of a cluster.
+func (t *fatTable) next(cluster uint32) (uint32, error) {
+	var off int64
+	width := 2
+	switch t.fat.bits {
+	case 12:
+		off = int64(cluster) + int64(cluster/2)
+	case 16:
+		off = int64(cluster) * 2
+	default:
+		off, width = int64(cluster)*4, 4
+	}
+	var value uint32
+	for i := range width {
+		b, err := t.byteAt(off + int64(i))
+		if err != nil {
+			return 0, err
+		}
+		value |= uint32(b) << (8 * i)
+	}
+	switch {
+	case t.fat.bits == 12 && cluster%2 == 1:
+		value >>= 4
+	case t.fat.bits == 12:
+		value &= 0xfff
+	case t.fat.bits == 32:
+		value &= 0x0fffffff
+	}
+	return value, nil
+}
+
+// ReadDir lists the directory at a slash-separated path ("" is the root), in
+// the order of the disk, without the volume label, "." and "..".
+func (f *FAT) ReadDir(path string) ([]DirEntry, error) {
+	entry, err := f.lookup(path)
+	if err != nil {
+		return nil, err
+	}
+	if !entry.IsDir {
+		return nil, fmt.Errorf("list %s: it is a file", path)
+	}
+	entries, err := f.readDir(entry)
+	if err != nil {
+		return nil, fmt.Errorf("list directory /%s: %w", path, err)
+	}
+	return entries, nil
+}
+
+// File is an open file. It is an io.ReaderAt over its content.
+type File struct {
+	fat  *FAT
+	path string
+	size int64
+	runs []run
+}
+
+// Open opens the file at a slash-separated path. Names are compared without
+// regard to case, and both long and short names match, as in firmware. A path
+// that does not exist gives an error that is fs.ErrNotExist.
+func (f *FAT) Open(path string) (*File, error) {
+	entry, err := f.lookup(path)
+	if err != nil {
+		return nil, err
+	}
+	if entry.IsDir {
+		return nil, fmt.Errorf("open %s: it is a directory", path)
+	}
+	file := &File{fat: f, path: path, size: entry.Size}
+	if entry.Size > 0 {
+		if file.runs, err = f.chain(entry.cluster, entry.Size); err != nil {
+			return nil, fmt.Errorf("open %s: %w", path, err)
+		}
+	}
+	return file, nil
+}
+
+// Size is the file's size in bytes.
+func (f *File) Size() int64 { return f.size }
+
+// ReadAt reads from the file at a byte offset.
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, errors.New("read at a negative offset")
+	}
+	total := 0
+	pos := int64(0)
+	for _, r := range f.runs {
+		if total == len(p) || off+int64(total) >= f.size {
+			break
+		}
+		at := off + int64(total)
+		if at < pos+r.length {
+			inRun := at - pos
+			n := min(int64(len(p)-total), r.length-inRun, f.size-at)
+			got, err := f.fat.r.ReadAt(p[total:total+int(n)], r.offset+inRun)
+			total += got
+			if int64(got) < n {
+				return total, fmt.Errorf("read %s: %w", f.path, err)
+			}
+		}
+		pos += r.length
+	}
+	if total < len(p) {
+		return total, io.EOF
+	}
+	return total, nil
+}
+
+// lookup finds the entry at a path; the root is a directory without a name.
+func (f *FAT) lookup(path string) (DirEntry, error) {
+	entry := DirEntry{IsDir: true, cluster: f.rootCluster}
+	for _, name := range strings.Split(path, "/") {
+		if name == "" {
+			continue
+		}
+		if !entry.IsDir {
+			return entry, fmt.Errorf("open %s: %w", path, fs.ErrNotExist)
+		}
+		entries, err := f.readDir(entry)
+		if err != nil {
+			return entry, fmt.Errorf("open %s: %w", path, err)
+		}
+		found := false
+		for _, e := range entries {
+			if strings.EqualFold(e.Name, name) || strings.EqualFold(e.short, name) {
+				entry, found = e, true
+				break
+			}
+		}
+		if !found {
+			return entry, fmt.Errorf("open %s: %w", path, fs.ErrNotExist)
+		}
+	}
+	return entry, nil
+}
+
+func (f *FAT) readDir(dir DirEntry) ([]DirEntry, error) {
+	var runs []run
+	if dir.cluster == 0 && f.bits != 32 {
+		runs = []run{{f.rootOffset, f.rootSize}}
+	} else {
+		var err error
+		if runs, err = f.chain(dir.cluster, -1); err != nil {
+			return nil, err
+		}
+	}
+	var entries []DirEntry
+	var long longName
+	block := make([]byte, 4096)
+	for _, r := range runs {
+		for off := int64(0); off < r.length; off += int64(len(block)) {
+			block = block[:min(int64(cap(block)), r.length-off)]
+			if _, err := f.r.ReadAt(block, r.offset+off); err != nil {
+				return nil, err
+			}
+			for raw := block; len(raw) >= 32; raw = raw[32:] {
+				switch {
+				case raw[0] == 0:
+					return entries, nil
+				case raw[0] == 0xe5:
+					long.reset()
+				case raw[11]&0x3f == fatAttrLong:
+					long.add(raw[:32])
+				case raw[11]&fatAttrVolume != 0:
+					long.reset()
+				default:
+					e := decodeDirEntry(raw[:32], &long)
+					long.reset()
+					if e.short != "." && e.short != ".." {
+						entries = append(entries, e)
+					}
+				}
+			}
+		}
+	}
+	return entries, nil
+}
+
+func decodeDirEntry(raw []byte, long *longName) DirEntry {
+	le := binary.LittleEndian
+	base := decodeShort(raw[0:8], raw[12]&0x08 != 0)
+	if raw[0] == 0x05 {
+		base = "\u00e5" + base[1:]
+	}
+	ext := decodeShort(raw[8:11], raw[12]&0x10 != 0)
+	short := base
+	if ext != "" {
+		short += "." + ext
+	}
+	e := DirEntry{
+		Name:    short,
+		short:   short,
+		IsDir:   raw[11]&fatAttrDir != 0,
+		cluster: uint32(le.Uint16(raw[20:]))<<16 | uint32(le.Uint16(raw[26:])),
+	}
+	if !e.IsDir {
+		e.Size = int64(le.Uint32(raw[28:]))
+	}
+	if name, ok := long.name(raw[:11]); ok {
+		e.Name = name
+	}
+	return e
+}
+
+// decodeShort decodes one part of an 8.3 name; bytes above ASCII are kept as
+// Latin-1, which is enough to compare and to show them.
+func decodeShort(b []byte, lower bool) string {
+	var s strings.Builder
+	for _, c := range []byte(strings.TrimRight(string(b), " ")) {
+		s.WriteRune(rune(c))
+	}
+	if lower {
+		return strings.ToLower(s.String())
+	}
+	return s.String()
+}
+
+// longName collects the entries of a long name, which precede its short entry
+// in descending order, 13 UTF-16 characters each.
+type longName struct {
+	units    []uint16
+	next     int // the sequence number that must follow, 0 when complete
+	checksum byte
+	valid    bool
+}
+
+func (l *longName) reset() { *l = longName{units: l.units[:0]} }
+
+func (l *longName) add(raw []byte) {
+	sequence := int(raw[0] & 0x1f)
+	switch {
+	case raw[0]&0x40 != 0 && sequence >= 1 && sequence <= 20:
+		l.units = append(l.units[:0], make([]uint16, sequence*13)...)
+		l.next, l.checksum, l.valid = sequence, raw[13], true
+	case !l.valid || sequence != l.next || raw[13] != l.checksum:
+		l.reset()
+		return
+	}
+	unit := (sequence - 1) * 13
+	for _, part := range [][2]int{{1, 11}, {14, 26}, {28, 32}} {
+		for i := part[0]; i < part[1]; i += 2 {
+			l.units[unit] = binary.LittleEndian.Uint16(raw[i:])
+			unit++
+		}
+	}
+	l.next--
+}
+
+// name returns the long name when it is complete and belongs to the short one.
+func (l *longName) name(short []byte) (string, bool) {
+	if !l.valid || l.next != 0 {
+		return "", false
+	}
+	var sum byte
+	for _, c := range short {
+		sum = sum>>1 | sum<<7
+		sum += c
+	}
+	if sum != l.checksum {
+		return "", false
+	}
+	units := l.units
+	for i, u := range units {
+		if u == 0 {
+			units = units[:i]
+			break
+		}
+	}
+	return string(utf16.Decode(units)), len(units) > 0
+}
