@@ -101,7 +101,7 @@ func signStatement(t *testing.T, s *testenv.Stack, workflow testenv.Run, digest 
 	t.Helper()
 	statement, err := json.Marshal(map[string]any{
 		"_type":         "https://in-toto.io/Statement/v1",
-		"predicateType": zzpred,
+		"predicateType": predicateProvenance,
 		"subject":       []any{map[string]any{"name": "image", "digest": map[string]string{"sha256": digest.Hex}}},
 		"predicate":     map[string]any{},
 	})
@@ -184,7 +184,7 @@ func pushBundle(t *testing.T, repository string, image v1.Image, bundle []byte) 
 	}
 	annotated, ok := mutate.Annotations(referrer, map[string]string{
 		"dev.sigstore.bundle.content":       "dsse-envelope",
-		"dev.sigstore.bundle.predicateType": zzpred,
+		"dev.sigstore.bundle.predicateType": predicateProvenance,
 	}).(v1.Image)
 	if !ok {
 		t.Fatal("mutate.Annotations made no image")
