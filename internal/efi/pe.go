@@ -59,7 +59,6 @@ type Image struct {
 	certEntry     int64  // file offset of the certificate table's directory entry, 0 when there is none
 	certOffset    uint32 // file offset of the certificate table
 	certSize      uint32 // bytes
-	imageBaseSize uint32 // SizeOfImage
 }
 
 // Limits that real EFI images are far from; they keep a lying header from
@@ -130,7 +129,6 @@ func parseImage(r io.ReaderAt, size int64) (*Image, error) {
 		size:          size,
 		headersSize:   le.Uint32(optional[60:]),
 		checksum:      optionalOffset + 64,
-		imageBaseSize: le.Uint32(optional[56:]),
 	}
 	directories := int64(le.Uint32(optional[108:]))
 	if directories > (optionalSize-112)/8 {
