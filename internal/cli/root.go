@@ -13,6 +13,8 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/org/attestable-image-action/internal/gha"
 )
 
 // Exit statuses of every command.
@@ -85,6 +87,7 @@ func run(ctx context.Context, a *app, args []string) int {
 // reportError prints a failure where a person or a runner looks for it.
 func (a *app) reportError(err error) {
 	fmt.Fprintf(a.stderr, "Error: %v\n", err)
+	gha.Error(a.stderr, "attestable-image", err.Error())
 }
 
 func newRootCommand(a *app) *cobra.Command {

@@ -1,0 +1,137 @@
+// Package gha speaks with the GitHub Actions runner: step outputs, the step
+// summary, annotations, log groups, masks, and the tokens of the job. Outside
+// of Actions nothing is written anywhere.
+//
+// It follows GitHub's "Workflow commands for GitHub Actions" and "OpenID
+// Connect reference".
+package gha
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/sethvargo/go-githubactions"
+)
+
+// outputDelimiter ends a value in the file of outputs; go-githubactions uses
+// this one for every value.
+const outputDelimiter = "_GitHubActionsFileCommandDelimeter_"
+
+// Enabled reports whether this process is a step of a workflow's job.
+func Enabled() bool { return os.Getenv("GITHUB_ACTIONS") == "true" }
+
+// SetOutput sets an output of the step to value, which may have many lines. It
+// does nothing outside of Actions.
+func SetOutput(name, value string) error {
+	if !Enabled() {
+		return nil
+	}
+	if strings.Contains(value, outputDelimiter) || strings.ContainsAny(name, "\r\n<=") || name == "" {
+		return fmt.Errorf("set the step's output %q: the name or the value would forge other outputs", name)
+	}
+	if os.Getenv("GITHUB_OUTPUT") == "" {
+		return fmt.Errorf("set the step's output %q: GITHUB_OUTPUT is not set: run the command in a step, not in a container that hides the runner's files", name)
+	}
+	if err := caught(func() { githubactions.New(githubactions.WithWriter(io.Discard)).SetOutput(name, value) }); err != nil {
+		return fmt.Errorf("set the step's output %q: %w", name, err)
+	}
+	return nil
+}
+
+// maxSummary is what GitHub takes as one step's summary, in bytes.
+const maxSummary = 1 << 20
+
+// AddSummary adds Markdown to the step's summary. It does nothing outside of
+// Actions.
+func AddSummary(markdown string) error {
+	if !Enabled() {
+		return nil
+	}
+	if len(markdown) > maxSummary {
+		return fmt.Errorf("write the step's summary: it has %d bytes, and GitHub takes %d", len(markdown), maxSummary)
+	}
+	if os.Getenv("GITHUB_STEP_SUMMARY") == "" {
+		return errors.New("write the step's summary: GITHUB_STEP_SUMMARY is not set: run the command in a step, not in a container that hides the runner's files")
+	}
+	if err := caught(func() { githubactions.New(githubactions.WithWriter(io.Discard)).AddStepSummary(markdown) }); err != nil {
+		return fmt.Errorf("write the step's summary: %w", err)
+	}
+	return nil
+}
+
+// Group folds what is printed to w until end is called, on Actions; elsewhere
+// the title is a line of its own.
+func Group(w io.Writer, title string) (end func()) {
+	if !Enabled() {
+		fmt.Fprintln(w, title)
+		return func() {}
+	}
+	// A log that cannot be written is no reason to stop, so nothing is
+	// reported here or below.
+	command(w, func(a *githubactions.Action) { a.Group(title) })
+	return func() { command(w, func(a *githubactions.Action) { a.EndGroup() }) }
+}
+
+// Error prints an annotation that shows on the run's page as an error. It does
+// nothing outside of Actions.
+func Error(w io.Writer, title, message string) {
+	command(w, func(a *githubactions.Action) {
+		a.WithFieldsMap(map[string]string{"title": title}).Errorf("%s", message)
+	})
+}
+
+// Warning is Error for a warning.
+func Warning(w io.Writer, title, message string) {
+	command(w, func(a *githubactions.Action) {
+		a.WithFieldsMap(map[string]string{"title": title}).Warningf("%s", message)
+	})
+}
+
+// AddMask makes the runner replace secret in every later line of the log. It
+// does nothing outside of Actions, where it would only show the secret.
+func AddMask(w io.Writer, secret string) {
+	// The runner takes one line each, and an empty one would mask everything.
+	for line := range strings.Lines(secret) {
+		if line = strings.TrimRight(line, "\r\n"); line != "" {
+			command(w, func(a *githubactions.Action) { a.AddMask(line) })
+		}
+	}
+}
+
+// Token is the token for GitHub's API and for ghcr.io, or "" when there is
+// none: that of the job, or one that a person exported.
+func Token() string {
+	for _, name := range []string{"GITHUB_TOKEN", "INPUT_GITHUB-TOKEN", "ATTESTABLE_IMAGE_GITHUB_TOKEN", "GH_TOKEN"} {
+		if token := strings.TrimSpace(os.Getenv(name)); token != "" {
+			return token
+		}
+	}
+	return ""
+}
+
+// command issues a workflow command on w, on Actions only.
+func command(w io.Writer, issue func(*githubactions.Action)) {
+	if !Enabled() {
+		return
+	}
+	_ = caught(func() { issue(githubactions.New(githubactions.WithWriter(w))) }) // the log is gone, and with it who would read of it
+}
+
+// caught calls f and returns what it panicked with: that is how
+// go-githubactions reports that it cannot write.
+func caught(f func()) (err error) {
+	defer func() {
+		switch p := recover().(type) {
+		case nil:
+		case error:
+			err = p
+		default:
+			panic(p)
+		}
+	}()
+	f()
+	return nil
+}

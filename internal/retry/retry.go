@@ -1,0 +1,236 @@
+// Package retry is an http.RoundTripper that tries again what may work the
+// next time: a connection that failed, and the answers 408, 429 and 5xx. It is
+// bounded in attempts and time, obeys Retry-After, ends with the context, and
+// when it gives up its error says what the server really answered.
+//
+// A request that was repeated may have had its effect the first time: it is for
+// requests where twice is as good as once.
+package retry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Defaults of a Transport's empty fields.
+const (
+	defaultAttempts = 4
+	defaultTimeout  = 30 * time.Second
+	defaultDelay    = 500 * time.Millisecond
+)
+
+// maxDelay bounds the wait before one attempt, whatever Retry-After says.
+const maxDelay = time.Minute
+
+// maxBodyShown is how much of a refusal's body an error shows, in bytes.
+const maxBodyShown = 300
+
+// Transport tries requests again. The zero value works.
+type Transport struct {
+	// Base sends one request; nil stands for http.DefaultTransport.
+	Base http.RoundTripper
+	// Attempts is how often a request is sent at most; 0 stands for 4.
+	Attempts int
+	// Timeout bounds each attempt from sending to the end of the answer's
+	// body; 0 stands for 30 s.
+	Timeout time.Duration
+	// Delay is the wait before the second attempt, which doubles with each
+	// further one; 0 stands for 500 ms.
+	Delay time.Duration
+	// Context, when it is not nil, ends requests in addition to their own
+	// context: for clients that make requests without one.
+	Context context.Context //nolint:containedctx // see above
+}
+
+// StatusError is the answer of a server that refused to the end.
+type StatusError struct {
+	Method   string
+	URL      string // without query and user
+	Code     int    // HTTP status
+	Body     string // the beginning of it, on one line
+	Attempts int
+}
+
+func (e *StatusError) Error() string {
+	message := fmt.Sprintf("%s %s: %d %s", e.Method, e.URL, e.Code, http.StatusText(e.Code))
+	if e.Body != "" {
+		message += ": " + e.Body
+	}
+	if e.Attempts > 1 {
+		message += fmt.Sprintf(" (after %d attempts)", e.Attempts)
+	}
+	return message
+}
+
+// NewStatusError reads the beginning of a refusal's body. The caller closes it.
+func NewStatusError(response *http.Response) *StatusError {
+	e := &StatusError{Code: response.StatusCode, Attempts: 1}
+	if request := response.Request; request != nil {
+		e.Method, e.URL = request.Method, shown(request.URL)
+	}
+	body, _ := io.ReadAll(io.LimitReader(response.Body, 4*maxBodyShown)) // what is there
+	e.Body = strings.Join(strings.Fields(strings.ToValidUTF8(string(body), "?")), " ")
+	if len(e.Body) > maxBodyShown {
+		e.Body = strings.ToValidUTF8(e.Body[:maxBodyShown], "") + "…"
+	}
+	return e
+}
+
+// shown is a URL as an error may show it: queries can carry secrets.
+func shown(u *url.URL) string {
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
+}
+
+// RoundTrip implements http.RoundTripper. An answer that it would try again
+// for is never returned: after the last attempt it is a *StatusError.
+func (t *Transport) RoundTrip(request *http.Request) (*http.Response, error) {
+	base, attempts, delay := t.Base, t.Attempts, t.Delay
+	if base == nil {
+		base = http.DefaultTransport
+	}
+	if attempts == 0 {
+		attempts = defaultAttempts
+	}
+	if delay == 0 {
+		delay = defaultDelay
+	}
+	if request.Body != nil && request.Body != http.NoBody && request.GetBody == nil {
+		attempts = 1 // it cannot be sent again
+	}
+	for attempt := 1; ; attempt++ {
+		response, err := t.once(base, request, attempt)
+		if err == nil && !again(response) {
+			return response, nil
+		}
+		wait := delay<<(attempt-1) + rand.N(delay) //nolint:gosec // spreads clients, hides nothing
+		if err == nil {
+			wait = max(wait, retryAfter(response, time.Now()))
+			refusal := NewStatusError(response)
+			refusal.Attempts = attempt
+			_ = response.Body.Close()
+			err = refusal
+		}
+		if ended := t.ended(request); ended != nil {
+			return nil, ended
+		}
+		if attempt >= attempts {
+			return nil, attempted(err, attempt)
+		}
+		timer := time.NewTimer(min(wait, maxDelay))
+		select {
+		case <-timer.C:
+		case <-request.Context().Done():
+		case <-done(t.Context):
+		}
+		timer.Stop()
+		if ended := t.ended(request); ended != nil {
+			return nil, fmt.Errorf("%w (the last attempt: %w)", ended, err)
+		}
+	}
+}
+
+// once sends the request one time.
+func (t *Transport) once(base http.RoundTripper, request *http.Request, attempt int) (*http.Response, error) {
+	timeout := t.Timeout
+	if timeout == 0 {
+		timeout = defaultTimeout
+	}
+	ctx, cancel := context.WithTimeoutCause(request.Context(), timeout, fmt.Errorf("no answer within %s", timeout))
+	stop := func() bool { return true }
+	if t.Context != nil {
+		stop = context.AfterFunc(t.Context, cancel)
+	}
+	end := func() { stop(); cancel() }
+	copied := request.Clone(ctx)
+	if request.GetBody != nil && attempt > 1 {
+		body, err := request.GetBody()
+		if err != nil {
+			end()
+			return nil, fmt.Errorf("read the request's body again: %w", err)
+		}
+		copied.Body = body
+	}
+	response, err := base.RoundTrip(copied)
+	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = context.Cause(ctx)
+		}
+		end()
+		return nil, err
+	}
+	response.Body = &body{ReadCloser: response.Body, end: end}
+	return response, nil
+}
+
+// body releases an attempt's context when the answer was read.
+type body struct {
+	io.ReadCloser
+	end func()
+}
+
+func (b *body) Close() error {
+	err := b.ReadCloser.Close()
+	b.end()
+	return err
+}
+
+// ended returns why the request must not go on, or nil.
+func (t *Transport) ended(request *http.Request) error {
+	if err := context.Cause(request.Context()); err != nil {
+		return err
+	}
+	if t.Context != nil {
+		return context.Cause(t.Context)
+	}
+	return nil
+}
+
+// done is ctx.Done, and for nil a channel that never ends.
+func done(ctx context.Context) <-chan struct{} {
+	if ctx == nil {
+		return nil
+	}
+	return ctx.Done()
+}
+
+// attempted adds to a connection's error how often it was tried.
+func attempted(err error, attempts int) error {
+	var refusal *StatusError
+	if errors.As(err, &refusal) || attempts == 1 {
+		return err
+	}
+	return fmt.Errorf("%w (after %d attempts)", err, attempts)
+}
+
+// again reports whether an answer may be another one the next time. GitHub
+// answers 403 with Retry-After where others answer 429.
+func again(response *http.Response) bool {
+	switch code := response.StatusCode; {
+	case code == http.StatusRequestTimeout, code == http.StatusTooManyRequests:
+		return true
+	case code == http.StatusForbidden:
+		return response.Header.Get("Retry-After") != ""
+	default:
+		return code >= 500 && code != http.StatusNotImplemented
+	}
+}
+
+// retryAfter reads the header of RFC 9110, section 10.2.3: seconds or a date.
+func retryAfter(response *http.Response, now time.Time) time.Duration {
+	value := response.Header.Get("Retry-After")
+	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
+		return time.Duration(seconds) * time.Second
+	}
+	if date, err := http.ParseTime(value); err == nil {
+		return date.Sub(now)
+	}
+	return 0
+}
