@@ -83,6 +83,10 @@ type (
 	}
 )
 
+// maxCertificates bounds the certificates of one signature; real ones embed a
+// handful.
+const maxCertificates = 32
+
 // ParseAuthenticode reads a signature of a PE image (DER, possibly padded), and
 // checks that its signer did make it. It supports what firmware does: one
 // signer, RSA, SHA-256 or longer.
@@ -123,6 +127,9 @@ func parseAuthenticode(der []byte) (*AuthenticodeSignature, error) {
 	certificates, err := x509.ParseCertificates(signed.Certificates.Bytes)
 	if err != nil {
 		return nil, fmt.Errorf("embedded certificates: %w", err)
+	}
+	if len(certificates) > maxCertificates {
+		return nil, fmt.Errorf("%d embedded certificates are more than the %d that are read", len(certificates), maxCertificates)
 	}
 	info := &signed.SignerInfos[0]
 	s := &AuthenticodeSignature{Digest: indirect.Digest.Digest, Certificates: certificates}
@@ -193,27 +200,21 @@ func (i *signerInfo) check(signer *x509.Certificate, hash crypto.Hash, algorithm
 	return nil
 }
 
-// maxChain bounds a chain of certificates; real ones have two or three links.
-const maxChain = 10
-
 // AnchoredBy reports whether a certificate of a signature database makes
 // firmware trust the signature: it is the signer's own, or it issued the
 // signer's or, over embedded certificates, one above it. Validity in time does
 // not count, as firmware has no trusted clock (UEFI 2.10, section 32.5.3.3).
 func (s *AuthenticodeSignature) AnchoredBy(anchor *x509.Certificate) bool {
-	return s.anchored(s.Signer, anchor, maxChain)
-}
-
-func (s *AuthenticodeSignature) anchored(c, anchor *x509.Certificate, depth int) bool {
-	if c.Equal(anchor) || issued(anchor, c) {
-		return true
-	}
-	if depth == 0 {
-		return false
-	}
-	for _, issuer := range s.Certificates {
-		if !issuer.Equal(c) && issued(issuer, c) && s.anchored(issuer, anchor, depth-1) {
+	visited := make([]bool, len(s.Certificates))
+	for chain := []*x509.Certificate{s.Signer}; len(chain) > 0; chain = chain[1:] {
+		if chain[0].Equal(anchor) || issued(anchor, chain[0]) {
 			return true
+		}
+		for i, issuer := range s.Certificates {
+			if !visited[i] && issued(issuer, chain[0]) {
+				visited[i] = true
+				chain = append(chain, issuer)
+			}
 		}
 	}
 	return false

@@ -328,3 +328,6 @@ func (i *Image) Signatures() ([][]byte, error) {
 	}
 	return signatures, nil
 }
+
+// Size is the length of the file in bytes.
+func (i *Image) Size() int64 { return i.size }

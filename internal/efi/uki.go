@@ -74,3 +74,19 @@ func (i *Image) StubVersion() (version int, ok bool, err error) {
 	}
 	return 0, false, nil
 }
+
+// BootLoader returns what an image that is no unified kernel image calls itself
+// in its .sdmagic section, such as "systemd-boot 257.13-1".
+func (i *Image) BootLoader() (name string, ok bool) {
+	magic, found := i.Section(".sdmagic")
+	if !found {
+		return "", false
+	}
+	content, err := i.sectionBytes(magic, 4096)
+	if err != nil {
+		return "", false
+	}
+	_, rest, found := strings.Cut(string(content), "LoaderInfo: ")
+	name, _, _ = strings.Cut(rest, " ####")
+	return name, found && !strings.HasPrefix(name, "systemd-stub")
+}

@@ -1,0 +1,517 @@
+package measure
+
+import (
+	"context"
+	"crypto"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/org/attestable-image-action/internal/disk"
+	"github.com/org/attestable-image-action/internal/efi"
+)
+
+// DefaultPCRs are those that are predicted unless others are asked for.
+var DefaultPCRs = []int{4, 7, 11, 12}
+
+// predictable says what is known about the PCRs that firmware and systemd-stub
+// extend but that cannot be told from a disk.
+var predictable = map[int]string{
+	0: "it records the firmware's own code",
+	1: "it records the firmware's configuration",
+	2: "it records drivers of devices",
+	3: "it records the configuration of devices",
+	4: "", 5: "", 7: "", 11: "", 12: "", 13: "",
+	6:  "it records events of the computer's maker",
+	9:  "it records the initrd as systemd-stub assembles it, which this version does not predict; PCR 11 covers the same content",
+	8:  "nothing of this boot path extends it by a rule that is known",
+	10: "the running system extends it (IMA)",
+	14: "nothing of this boot path extends it by a rule that is known",
+	15: "the running system extends it",
+}
+
+// Options say under which circumstances the disk will boot.
+type Options struct {
+	Bank       Bank  // empty means SHA384
+	PCRs       []int // empty means DefaultPCRs
+	SecureBoot SecureBoot
+	// Arch chooses between boot paths when a disk has several: "x86_64" or
+	// "aarch64"; empty means the one that there is.
+	Arch string
+}
+
+func (o *Options) complete() error {
+	if o.Bank == "" {
+		o.Bank = SHA384
+	}
+	if o.Bank != SHA384 && o.Bank != SHA256 {
+		return fmt.Errorf("there is no bank %q", o.Bank)
+	}
+	if len(o.PCRs) == 0 {
+		o.PCRs = DefaultPCRs
+	}
+	o.PCRs = slices.Clone(o.PCRs)
+	slices.Sort(o.PCRs)
+	o.PCRs = slices.Compact(o.PCRs)
+	for _, n := range o.PCRs {
+		reason, known := predictable[n]
+		if !known {
+			reason = "the running system or the TPM itself sets it"
+		}
+		if reason != "" {
+			return fmt.Errorf("PCR %d cannot be predicted from a disk: %s", n, reason)
+		}
+	}
+	return nil
+}
+
+// bootPaths are the files that firmware starts from an EFI system partition
+// when no boot entry is set (UEFI 2.10, section 3.5.1.1).
+var bootPaths = []struct {
+	path    string
+	machine efi.Machine
+}{
+	{"EFI/BOOT/BOOTX64.EFI", efi.MachineX64},
+	{"EFI/BOOT/BOOTAA64.EFI", efi.MachineAArch64},
+}
+
+// Disk predicts the events of a boot of d with the removable-media boot path
+// of its one EFI system partition.
+func Disk(ctx context.Context, d *disk.Disk, o Options) (*Prediction, error) {
+	p, err := measureDisk(ctx, d, o)
+	if err != nil {
+		return nil, fmt.Errorf("measure %s: %w", d.Name(), err)
+	}
+	return p, nil
+}
+
+func measureDisk(ctx context.Context, d *disk.Disk, o Options) (*Prediction, error) {
+	gpt, err := d.GPT()
+	if err != nil {
+		return nil, err
+	}
+	esp, err := gpt.ESP()
+	if err != nil {
+		return nil, err
+	}
+	fat, err := disk.OpenFAT(io.NewSectionReader(d, esp.Offset, esp.Size), esp.Size)
+	if err != nil {
+		return nil, fmt.Errorf("partition %d, the EFI system partition: %w", esp.Number, err)
+	}
+	bootPath, file, err := findBootPath(fat, o.Arch)
+	if err != nil {
+		return nil, err
+	}
+	outside, err := outsideFiles(fat, bootPath)
+	if err != nil {
+		return nil, err
+	}
+	p := &prediction{Options: o, gpt: gpt, outside: outside}
+	return p.predict(ctx, []imageFile{{path: bootPath, r: file, size: file.Size()}})
+}
+
+// findBootPath opens the one boot path of the ESP.
+func findBootPath(fat *disk.FAT, arch string) (string, *disk.File, error) {
+	type candidate struct {
+		path string
+		file *disk.File
+	}
+	var found []candidate
+	for _, b := range bootPaths {
+		if arch != "" && b.machine.String() != arch {
+			continue
+		}
+		file, err := fat.Open(b.path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", nil, fmt.Errorf("EFI system partition: %w", err)
+		}
+		found = append(found, candidate{b.path, file})
+	}
+	switch len(found) {
+	case 0:
+		if arch != "" {
+			return "", nil, fmt.Errorf("the EFI system partition has no boot path for %s", arch)
+		}
+		return "", nil, errors.New("the EFI system partition has neither EFI/BOOT/BOOTX64.EFI nor EFI/BOOT/BOOTAA64.EFI: firmware would start nothing from this disk")
+	case 1:
+		return found[0].path, found[0].file, nil
+	}
+	return "", nil, fmt.Errorf("the EFI system partition has both %s and %s: choose the architecture", found[0].path, found[1].path)
+}
+
+// outsideFile is a file that systemd-stub picks up from beside the UKI.
+type outsideFile struct {
+	path string
+	pcrs []int // that it changes, among those that are predicted
+	why  string
+}
+
+// outsideFiles lists the files on the ESP that systemd-stub of any version
+// hands to the kernel (systemd-stub(7), section Companion Files).
+func outsideFiles(fat *disk.FAT, uki string) ([]outsideFile, error) {
+	var found []outsideFile
+	for _, dir := range []string{"loader/credentials", "loader/addons", "loader/extensions", uki + ".extra.d"} {
+		entries, err := fat.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("EFI system partition: %w", err)
+		}
+		for _, e := range entries {
+			if e.IsDir {
+				continue
+			}
+			file := outsideFile{path: path.Join(dir, e.Name)}
+			switch name := strings.ToLower(e.Name); {
+			case strings.HasSuffix(name, ".cred"):
+				file.pcrs, file.why = []int{12}, "a credential, which systemd-stub hands to the system"
+			case strings.HasSuffix(name, ".efi"):
+				file.pcrs, file.why = []int{4, 7, 12}, "an add-on, which systemd-stub loads"
+			case strings.HasSuffix(name, ".raw"):
+				file.pcrs, file.why = []int{12, 13}, "an extension image, which systemd-stub hands to the system"
+			default:
+				continue
+			}
+			found = append(found, file)
+		}
+	}
+	return found, nil
+}
+
+// imageFile is a PE image that firmware or a boot loader loads.
+type imageFile struct {
+	path string
+	r    io.ReaderAt
+	size int64
+}
+
+// EFIFile is a PE image given by itself.
+type EFIFile struct {
+	Path string
+	R    io.ReaderAt
+	Size int64 // bytes
+}
+
+// Files predicts the events of a boot that loads the images in the order
+// given; the last is the unified kernel image. Nothing is known of the disk
+// that they will lie on, so it must hold nothing else that systemd-stub reads.
+func Files(ctx context.Context, files []EFIFile, o Options) (*Prediction, error) {
+	images := make([]imageFile, 0, len(files))
+	for _, f := range files {
+		images = append(images, imageFile{f.Path, f.R, f.Size})
+	}
+	p := &prediction{Options: o}
+	result, err := p.predict(ctx, images)
+	if err != nil {
+		return nil, fmt.Errorf("measure %s: %w", files[len(files)-1].Path, err)
+	}
+	return result, nil
+}
+
+// Prediction is what a boot will record.
+type Prediction struct {
+	Bank         Bank
+	PCRs         []int // that were asked for, ascending
+	Events       []Event
+	Images       []Image
+	Architecture string // "x86_64" or "aarch64"
+	SecureBoot   SecureBoot
+	Authorities  []Authority // db entries that let the images run
+	values       [pcrCount][]byte
+}
+
+// Value is the predicted value of one of the PCRs that were asked for.
+func (p *Prediction) Value(pcr int) []byte { return p.values[pcr] }
+
+// Image is a PE image of the boot chain.
+type Image struct {
+	Path   string // on the ESP; a part of it in the form "PATH#.section"
+	Size   int64  // bytes
+	SHA256 []byte // Authenticode digests
+	SHA384 []byte
+	Stub   int // version of systemd-stub, 0 when it has none
+}
+
+// prediction is one in the making.
+type prediction struct {
+	Options
+	gpt     *disk.GPT // nil when there is no disk
+	outside []outsideFile
+
+	result    Prediction
+	databases *databases
+}
+
+func (p *prediction) predict(ctx context.Context, files []imageFile) (*Prediction, error) {
+	if err := p.complete(); err != nil {
+		return nil, err
+	}
+	for _, f := range p.outside {
+		for _, pcr := range f.pcrs {
+			if slices.Contains(p.PCRs, pcr) {
+				return nil, fmt.Errorf("PCR %d cannot be predicted: %s on the EFI system partition is %s: remove it", pcr, f.path, f.why)
+			}
+		}
+	}
+	if p.gpt == nil && slices.Contains(p.PCRs, 5) {
+		return nil, errors.New("PCR 5 cannot be predicted: it records the partition table, and no disk was given")
+	}
+	var err error
+	if p.databases, err = p.SecureBoot.parse(); err != nil {
+		return nil, err
+	}
+	p.result = Prediction{Bank: p.Bank, PCRs: p.PCRs, SecureBoot: p.SecureBoot}
+	p.firmwareEvents()
+	for i, f := range files {
+		image, err := efi.ParseImage(f.r, f.size)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.path, err)
+		}
+		if err := p.checkArchitecture(f.path, image); err != nil {
+			return nil, err
+		}
+		last := i == len(files)-1
+		if err := p.load(ctx, f.path, image, last); err != nil {
+			return nil, err
+		}
+	}
+	p.exitBootServices()
+	p.result.values = replay(p.Bank, p.result.Events)
+	return &p.result, nil
+}
+
+func (p *prediction) add(events ...Event) { p.result.Events = append(p.result.Events, events...) }
+
+func (p *prediction) checkArchitecture(path string, image *efi.Image) error {
+	machine := image.Machine.String()
+	if image.Machine != efi.MachineX64 && image.Machine != efi.MachineAArch64 {
+		return fmt.Errorf("%s is for %s, not for x86_64 or aarch64", path, machine)
+	}
+	for _, b := range bootPaths {
+		if strings.EqualFold(b.path, path) && b.machine != image.Machine {
+			return fmt.Errorf("%s is for %s: firmware would not start it", path, machine)
+		}
+	}
+	if p.result.Architecture != "" && p.result.Architecture != machine {
+		return fmt.Errorf("%s is for %s, what loads it for %s", path, machine, p.result.Architecture)
+	}
+	p.result.Architecture = machine
+	return nil
+}
+
+// firmwareEvents adds what firmware records before it loads anything: the
+// variables of Secure Boot, the boot attempt, and the separators.
+func (p *prediction) firmwareEvents() {
+	for _, v := range p.SecureBoot.variables() {
+		p.add(dataEvent(p.Bank, 7, EVEFIVariableDriverConfig, efi.VariableData(v.vendor, v.name, v.data), v.name))
+	}
+	p.add(separator(p.Bank, 7))
+	p.add(dataEvent(p.Bank, 4, EVEFIAction, []byte("Calling EFI Application from Boot Option"), "Calling EFI Application from Boot Option"))
+	p.add(separator(p.Bank, 4), separator(p.Bank, 5))
+	if p.gpt != nil {
+		p.add(dataEvent(p.Bank, 5, EVEFIGPTEvent, gptEvent(p.gpt), "GUID partition table"))
+	}
+}
+
+// exitBootServices adds what firmware records when the kernel takes over.
+func (p *prediction) exitBootServices() {
+	for _, action := range []string{"Exit Boot Services Invocation", "Exit Boot Services Returned with Success"} {
+		p.add(dataEvent(p.Bank, 5, EVEFIAction, []byte(action), action))
+	}
+}
+
+// gptEvent encodes EFI_GPT_DATA: the header, the number of used entries, and
+// those (TCG PC Client Platform Firmware Profile 1.06, section 10.4.5.3).
+func gptEvent(g *disk.GPT) []byte {
+	data := binary.LittleEndian.AppendUint64(slices.Clone(g.Header), uint64(len(g.Partitions)))
+	for _, p := range g.Partitions {
+		data = append(data, p.Entry...)
+	}
+	return data
+}
+
+// load adds the events of a PE image that is loaded through LoadImage, and, for
+// the last one, of the unified kernel image in it.
+func (p *prediction) load(ctx context.Context, path string, image *efi.Image, last bool) error {
+	version, isUKI, err := image.StubVersion()
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	_, hasKernel := image.Section(".linux")
+	isUKI = isUKI && hasKernel
+	if last && !isUKI {
+		if err := p.notUKI(path, image, hasKernel); err != nil {
+			return err
+		}
+	}
+	if err := p.loadImage(ctx, path, image, version); err != nil {
+		return err
+	}
+	if !last || !isUKI {
+		return nil
+	}
+	if slices.Contains(p.PCRs, 11) {
+		if err := p.measureSections(ctx, path, image, version); err != nil {
+			return err
+		}
+	}
+	return p.loadKernel(ctx, path, image, version)
+}
+
+// notUKI decides whether an image that is no UKI may end the boot chain: what
+// it loads, if anything, cannot be told.
+func (p *prediction) notUKI(path string, image *efi.Image, hasKernel bool) error {
+	what := "is not a unified kernel image (it has no .linux section)"
+	if hasKernel {
+		what = "has a .linux section, but was not made with a systemd-stub whose version can be told"
+	}
+	if magic, ok := image.BootLoader(); ok {
+		what = "is the boot loader " + magic
+	}
+	for _, pcr := range []int{4, 11, 12, 13} {
+		if slices.Contains(p.PCRs, pcr) {
+			return fmt.Errorf("PCR %d cannot be predicted: %s %s, and what it loads next cannot be told", pcr, path, what)
+		}
+	}
+	return nil
+}
+
+// loadImage adds the event of one image, and of the db entry that lets it run.
+func (p *prediction) loadImage(ctx context.Context, path string, image *efi.Image, stub int) error {
+	digests, err := authenticode(ctx, image)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	p.result.Images = append(p.result.Images, Image{
+		Path: path, Size: image.Size(), SHA256: digests[crypto.SHA256], SHA384: digests[crypto.SHA384], Stub: stub,
+	})
+	if p.SecureBoot.Enabled() {
+		authority, err := p.databases.authorize(path, image, digests)
+		if err != nil {
+			return err
+		}
+		known := slices.ContainsFunc(p.result.Authorities, func(a Authority) bool { return slices.Equal(a.bytes(), authority.bytes()) })
+		if !known {
+			p.result.Authorities = append(p.result.Authorities, *authority)
+			p.add(dataEvent(p.Bank, 7, EVEFIVariableAuthority,
+				efi.VariableData(efi.ImageSecurityDatabase, "db", authority.bytes()), "db: "+authority.String()))
+		}
+	}
+	p.add(Event{PCR: 4, Type: EVEFIBootServicesApplication, Description: path, Digest: digests[p.Bank.Hash()]})
+	return nil
+}
+
+// authenticode takes the digests of an image in one pass.
+func authenticode(ctx context.Context, image *efi.Image) (map[crypto.Hash][]byte, error) {
+	hashes := map[crypto.Hash]hash.Hash{crypto.SHA256: crypto.SHA256.New(), crypto.SHA384: crypto.SHA384.New()}
+	if err := image.Authenticode(cancelled(ctx, hashes[crypto.SHA256]), hashes[crypto.SHA384]); err != nil {
+		return nil, err
+	}
+	digests := make(map[crypto.Hash][]byte, len(hashes))
+	for alg, h := range hashes {
+		digests[alg] = h.Sum(nil)
+	}
+	return digests, nil
+}
+
+// cancelled makes writing to h fail once ctx ends.
+func cancelled(ctx context.Context, h hash.Hash) hash.Hash { return ctxHash{h, ctx} }
+
+type ctxHash struct {
+	hash.Hash
+	ctx context.Context
+}
+
+func (h ctxHash) Write(b []byte) (int, error) {
+	if err := h.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return h.Hash.Write(b)
+}
+
+// loadKernel adds the event of the kernel inside a UKI where systemd-stub lets
+// firmware load it: below version 252 always, from 252 to 257 with Secure Boot
+// off. Since 258 it starts the kernel by itself.
+func (p *prediction) loadKernel(ctx context.Context, path string, uki *efi.Image, stub int) error {
+	if stub >= 258 || stub >= 252 && p.SecureBoot.Enabled() {
+		return nil
+	}
+	section, _ := uki.Section(".linux")
+	content := uki.Content(section)
+	inner := path + "#.linux"
+	kernel, err := efi.ParseImage(content, content.Size())
+	if err != nil {
+		return fmt.Errorf("%s: %w", inner, err)
+	}
+	return p.loadImage(ctx, inner, kernel, 0)
+}
+
+// maxPadding bounds the zeros, in bytes, by which a measured section may be
+// longer in memory than in the file; tools pad to a page at most.
+const maxPadding = 1 << 16
+
+// measureSections adds systemd-stub's events: for each section that it
+// measures, the name with its NUL, then the content.
+func (p *prediction) measureSections(ctx context.Context, path string, image *efi.Image, stub int) error {
+	if stub < 252 {
+		return fmt.Errorf("PCR 11 cannot be predicted: systemd-stub %d in %s is older than 252, which was the first to extend it by the rules that are known", stub, path)
+	}
+	var sections []efi.Section
+	for _, measured := range efi.MeasuredSections {
+		if stub < measured.Since {
+			continue
+		}
+		n := 0
+		for _, s := range image.Sections {
+			if s.Name == measured.Name {
+				n++
+			}
+		}
+		section, ok := image.Section(measured.Name)
+		switch {
+		case !ok:
+			continue
+		case n > 1 || measured.Name == ".profile" || measured.Name == ".dtbauto" || measured.Name == ".efifw":
+			return fmt.Errorf("PCR 11 cannot be predicted: %s has %d sections %s, of which systemd-stub chooses at boot", path, n, measured.Name)
+		case section.VirtualSize == 0:
+			return fmt.Errorf("PCR 11 cannot be predicted: section %s of %s is empty, and versions of systemd-stub differ in what they do with it", measured.Name, path)
+		case int64(section.VirtualSize) > int64(section.RawSize)+maxPadding:
+			return fmt.Errorf("PCR 11 cannot be predicted: section %s of %s says that %d bytes in the file fill %d bytes in memory", measured.Name, path, section.RawSize, section.VirtualSize)
+		}
+		sections = append(sections, section)
+	}
+	digests := make([][]byte, len(sections))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(2)
+	for i, section := range sections {
+		group.Go(func() error {
+			h := cancelled(ctx, p.Bank.Hash().New())
+			if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{image.Content(section)}, make([]byte, 128<<10)); err != nil {
+				return fmt.Errorf("%s: read section %s: %w", path, section.Name, err)
+			}
+			digests[i] = h.Sum(nil)
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	for i, section := range sections {
+		p.add(dataEvent(p.Bank, 11, EVIPL, []byte(section.Name+"\x00"), "name of "+section.Name))
+		p.add(Event{PCR: 11, Type: EVIPL, Description: section.Name + " (" + strconv.FormatUint(uint64(section.VirtualSize), 10) + " bytes)", Digest: digests[i]})
+	}
+	return nil
+}
