@@ -52,13 +52,13 @@ type Image struct {
 	Subsystem uint16
 	Sections  []Section // in the order of the section table
 
-	r             io.ReaderAt
-	size          int64
-	headersSize   uint32 // SizeOfHeaders
-	checksum      int64  // file offset of the CheckSum field
-	certEntry     int64  // file offset of the certificate table's directory entry, 0 when there is none
-	certOffset    uint32 // file offset of the certificate table
-	certSize      uint32 // bytes
+	r           io.ReaderAt
+	size        int64
+	headersSize uint32 // SizeOfHeaders
+	checksum    int64  // file offset of the CheckSum field
+	certEntry   int64  // file offset of the certificate table's directory entry, 0 when there is none
+	certOffset  uint32 // file offset of the certificate table
+	certSize    uint32 // bytes
 }
 
 // Limits that real EFI images are far from; they keep a lying header from
@@ -123,12 +123,12 @@ func parseImage(r io.ReaderAt, size int64) (*Image, error) {
 		return nil, fmt.Errorf("optional header magic %#x is not PE32+ (%#x)", magic, magicPE32Plus)
 	}
 	image := &Image{
-		Machine:       Machine(le.Uint16(file)),
-		Subsystem:     le.Uint16(optional[68:]),
-		r:             r,
-		size:          size,
-		headersSize:   le.Uint32(optional[60:]),
-		checksum:      optionalOffset + 64,
+		Machine:     Machine(le.Uint16(file)),
+		Subsystem:   le.Uint16(optional[68:]),
+		r:           r,
+		size:        size,
+		headersSize: le.Uint32(optional[60:]),
+		checksum:    optionalOffset + 64,
 	}
 	directories := int64(le.Uint32(optional[108:]))
 	if directories > (optionalSize-112)/8 {
