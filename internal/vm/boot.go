@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"time"
+
+	"github.com/org/attestable-image-action/internal/measure"
 )
 
 // Options say what to boot and when to end.
@@ -34,7 +36,7 @@ type Options struct {
 	Firmware Firmware
 	// SecureBoot are the variables to start with; the zero value means that no
 	// key is enrolled, so that Secure Boot is off.
-	SecureBoot SecureBoot
+	SecureBoot measure.SecureBoot
 	// Until ends the boot at the first line on the serial line, without its
 	// line end, that it accepts; a line is offered again as it grows.
 	Until func(line string) bool
@@ -264,7 +266,7 @@ func newVars(o *Options) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the firmware's variable store: %w", err)
 	}
-	if content, err = o.SecureBoot.enroll(content); err != nil {
+	if content, err = enroll(o.SecureBoot, content); err != nil {
 		return nil, fmt.Errorf("write Secure Boot variables into a copy of %s: %w", o.Firmware.Vars, err)
 	}
 	file, err := newMemory("uefi-variables", int64(len(content)))

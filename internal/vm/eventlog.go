@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"github.com/org/attestable-image-action/internal/measure"
 )
 
 // evNoAction marks an event that was not extended.
@@ -17,7 +19,7 @@ const evNoAction = 3
 type Event struct {
 	PCR     int
 	Type    uint32
-	Digests map[Bank][]byte
+	Digests map[measure.Bank][]byte
 	Data    []byte
 }
 
@@ -44,7 +46,7 @@ func (r *logReader) next() (Event, error) {
 	if len(b) < 12 {
 		return Event{}, io.EOF
 	}
-	event := Event{PCR: int(binary.LittleEndian.Uint32(b)), Type: binary.LittleEndian.Uint32(b[4:]), Digests: map[Bank][]byte{}}
+	event := Event{PCR: int(binary.LittleEndian.Uint32(b)), Type: binary.LittleEndian.Uint32(b[4:]), Digests: map[measure.Bank][]byte{}}
 	count := binary.LittleEndian.Uint32(b[8:])
 	if event.PCR >= pcrCount || count > uint32(len(digestSizes)) {
 		return Event{}, fmt.Errorf("no event at byte %d of the event log", r.offset)
@@ -54,13 +56,13 @@ func (r *logReader) next() (Event, error) {
 		if len(b) < at+2 {
 			return Event{}, io.ErrUnexpectedEOF
 		}
-		algorithm := tpm2.TPMAlgID(binary.LittleEndian.Uint16(b[at:]))
-		size, known := digestSizes[algorithm]
+		alg := tpm2.TPMAlgID(binary.LittleEndian.Uint16(b[at:]))
+		size, known := digestSizes[alg]
 		if !known || len(b) < at+2+size {
 			return Event{}, fmt.Errorf("no event at byte %d of the event log", r.offset)
 		}
 		for _, bank := range banks {
-			if bank.algorithm() == algorithm {
+			if algorithm(bank) == alg {
 				event.Digests[bank] = slices.Clone(b[at+2 : at+2+size])
 			}
 		}

@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/org/attestable-image-action/internal/measure"
 )
 
 // handOverPCR and handOverAction are the last event of the firmware: it is
@@ -66,12 +68,12 @@ func isHandOver(e Extend) bool {
 	if e.PCR != handOverPCR {
 		return false
 	}
-	if digest := e.Digests[SHA384]; digest != nil {
+	if digest := e.Digests[measure.SHA384]; digest != nil {
 		want := sha512.Sum384([]byte(handOverAction))
 		return bytes.Equal(digest, want[:])
 	}
 	want := sha256.Sum256([]byte(handOverAction))
-	return bytes.Equal(e.Digests[SHA256], want[:])
+	return bytes.Equal(e.Digests[measure.SHA256], want[:])
 }
 
 // reset forgets everything: the TPM was switched on anew.
@@ -106,9 +108,9 @@ func replay(extends []Extend) PCRs {
 	for _, bank := range banks {
 		var pcrs [pcrCount][]byte
 		for i := range pcrs {
-			pcrs[i] = make([]byte, bank.size())
+			pcrs[i] = make([]byte, bank.Hash().Size())
 			if i >= 17 && i <= 22 {
-				pcrs[i] = bytes.Repeat([]byte{0xff}, bank.size())
+				pcrs[i] = bytes.Repeat([]byte{0xff}, bank.Hash().Size())
 			}
 		}
 		for _, extend := range extends {
@@ -116,14 +118,10 @@ func replay(extends []Extend) PCRs {
 			if digest == nil {
 				continue
 			}
-			input := slices.Concat(pcrs[extend.PCR], digest)
-			if bank == SHA384 {
-				sum := sha512.Sum384(input)
-				pcrs[extend.PCR] = sum[:]
-			} else {
-				sum := sha256.Sum256(input)
-				pcrs[extend.PCR] = sum[:]
-			}
+			h := bank.Hash().New()
+			h.Write(pcrs[extend.PCR])
+			h.Write(digest)
+			pcrs[extend.PCR] = h.Sum(nil)
 		}
 		values[bank] = pcrs
 	}

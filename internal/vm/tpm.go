@@ -9,41 +9,26 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/org/attestable-image-action/internal/measure"
 )
 
-// Bank names a PCR bank by its hash algorithm, as measurements do: "SHA384".
-type Bank string
+// banks lists the banks of the software TPM: those of NitroTPM.
+var banks = []measure.Bank{measure.SHA256, measure.SHA384}
 
-// The banks that the software TPM keeps: those of NitroTPM.
-const (
-	SHA256 Bank = "SHA256"
-	SHA384 Bank = "SHA384"
-)
-
-// banks lists the banks of the software TPM.
-var banks = []Bank{SHA256, SHA384}
-
-// algorithm is the bank's TPM_ALG_ID (TPM 2.0 part 2, section 6.3).
-func (b Bank) algorithm() tpm2.TPMAlgID {
-	if b == SHA384 {
+// algorithm is a bank's TPM_ALG_ID (TPM 2.0 part 2, section 6.3).
+func algorithm(b measure.Bank) tpm2.TPMAlgID {
+	if b == measure.SHA384 {
 		return tpm2.TPMAlgSHA384
 	}
 	return tpm2.TPMAlgSHA256
-}
-
-// size is the length of a digest of the bank, in bytes.
-func (b Bank) size() int {
-	if b == SHA384 {
-		return 48
-	}
-	return 32
 }
 
 // pcrCount is the number of PCRs of a TPM for a PC client.
 const pcrCount = 24
 
 // PCRs are the values of all 24 PCRs in each bank.
-type PCRs map[Bank][pcrCount][]byte
+type PCRs map[measure.Bank][pcrCount][]byte
 
 // TPM 2.0 part 2, section 6.5.2: the command codes that this package looks at.
 const (
@@ -122,7 +107,7 @@ func readPCRs(tpm transport.TPM) (PCRs, error) {
 		for first := uint(0); first < pcrCount; first += 8 {
 			selected := []uint{first, first + 1, first + 2, first + 3, first + 4, first + 5, first + 6, first + 7}
 			response, err := tpm2.PCRRead{PCRSelectionIn: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{
-				Hash:      bank.algorithm(),
+				Hash:      algorithm(bank),
 				PCRSelect: tpm2.PCClientCompatible.PCRs(selected...),
 			}}}}.Execute(tpm)
 			if err != nil {
@@ -151,7 +136,7 @@ func allocateBanks(tpm transport.TPM) error {
 		{Hash: tpm2.TPMAlgSHA512, PCRSelect: []byte{0, 0, 0}},
 	}
 	for _, bank := range banks {
-		selections = append(selections, tpm2.TPMSPCRSelection{Hash: bank.algorithm(), PCRSelect: []byte{0xff, 0xff, 0xff}})
+		selections = append(selections, tpm2.TPMSPCRSelection{Hash: algorithm(bank), PCRSelect: []byte{0xff, 0xff, 0xff}})
 	}
 	// go-tpm does not know this command: a platform authorisation with the
 	// empty password, then the selections.
@@ -185,7 +170,7 @@ func command(tag uint16, code uint32, body []byte) []byte {
 // Extend is one extension of a PCR, as the TPM was told.
 type Extend struct {
 	PCR     int
-	Digests map[Bank][]byte
+	Digests map[measure.Bank][]byte
 }
 
 // errShortCommand marks a command that ends before what it must contain.
@@ -245,7 +230,7 @@ var digestSizes = map[tpm2.TPMAlgID]int{
 // parseDigestValues reads a TPML_DIGEST_VALUES (TPM 2.0 part 2, section
 // 10.9.6): a count, then each algorithm and its digest. Digests of banks that
 // the software TPM does not keep are left out.
-func parseDigestValues(b []byte) (map[Bank][]byte, error) {
+func parseDigestValues(b []byte) (map[measure.Bank][]byte, error) {
 	if len(b) < 4 {
 		return nil, errShortCommand
 	}
@@ -254,21 +239,21 @@ func parseDigestValues(b []byte) (map[Bank][]byte, error) {
 	if count > uint32(len(digestSizes)) {
 		return nil, fmt.Errorf("%d digests", count)
 	}
-	values := make(map[Bank][]byte, len(banks))
+	values := make(map[measure.Bank][]byte, len(banks))
 	for range count {
 		if len(b) < 2 {
 			return nil, errShortCommand
 		}
-		algorithm := tpm2.TPMAlgID(binary.BigEndian.Uint16(b))
-		size, known := digestSizes[algorithm]
+		alg := tpm2.TPMAlgID(binary.BigEndian.Uint16(b))
+		size, known := digestSizes[alg]
 		if !known {
-			return nil, fmt.Errorf("digest algorithm %#x is not known", uint16(algorithm))
+			return nil, fmt.Errorf("digest algorithm %#x is not known", uint16(alg))
 		}
 		if len(b) < 2+size {
 			return nil, errShortCommand
 		}
 		for _, bank := range banks {
-			if bank.algorithm() == algorithm {
+			if algorithm(bank) == alg {
 				values[bank] = slices.Clone(b[2 : 2+size])
 			}
 		}

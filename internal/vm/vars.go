@@ -7,14 +7,10 @@ import (
 	"fmt"
 	"slices"
 	"unicode/utf16"
-)
 
-// SecureBoot are the contents of the Secure Boot variables: each a sequence of
-// EFI_SIGNATURE_LISTs (UEFI 2.10, section 32.4.1). An empty one does not exist.
-// Secure Boot is on when PK exists (UEFI 2.10, section 32.3).
-type SecureBoot struct {
-	PK, KEK, DB, DBX []byte
-}
+	"github.com/org/attestable-image-action/internal/efi"
+	"github.com/org/attestable-image-action/internal/measure"
+)
 
 // GUIDs in the byte order of UEFI: the first three fields are little-endian.
 var (
@@ -22,10 +18,6 @@ var (
 	nvDataVolume = []byte{0x8d, 0x2b, 0xf1, 0xff, 0x96, 0x76, 0x8b, 0x4c, 0xa9, 0x85, 0x27, 0x47, 0x07, 0x5b, 0x4f, 0x50}
 	// gEfiAuthenticatedVariableGuid, aaf32c78-947b-439a-a180-2e144ec37792.
 	authenticatedStore = []byte{0x78, 0x2c, 0xf3, 0xaa, 0x7b, 0x94, 0x9a, 0x43, 0xa1, 0x80, 0x2e, 0x14, 0x4e, 0xc3, 0x77, 0x92}
-	// EFI_GLOBAL_VARIABLE, 8be4df61-93ca-11d2-aa0d-00e098032b8c.
-	globalVariable = []byte{0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c}
-	// EFI_IMAGE_SECURITY_DATABASE_GUID, d719b2cb-3d3a-4596-a3bc-dad00e67656f.
-	securityDatabase = []byte{0xcb, 0xb2, 0x19, 0xd7, 0x3a, 0x3d, 0x96, 0x45, 0xa3, 0xbc, 0xda, 0xd0, 0x0e, 0x67, 0x65, 0x6f}
 	// gEfiSecureBootEnableDisableGuid, f0a30bc7-af08-4556-99c4-001009c93a44.
 	secureBootEnable = []byte{0xc7, 0x0b, 0xa3, 0xf0, 0x08, 0xaf, 0x56, 0x45, 0x99, 0xc4, 0x00, 0x10, 0x09, 0xc9, 0x3a, 0x44}
 )
@@ -59,9 +51,9 @@ const (
 	secureBootAttributes = nonVolatile | bootService | runtimeAccess | timeAuthenticated
 )
 
-// enroll returns a copy of a firmware's variable store with these variables in
+// enroll returns a copy of a firmware's variable store with the variables s in
 // it, as if they had been set in setup mode.
-func (s SecureBoot) enroll(store []byte) ([]byte, error) {
+func enroll(s measure.SecureBoot, store []byte) ([]byte, error) {
 	content := slices.Clone(store)
 	variables := []struct {
 		name       string
@@ -69,13 +61,13 @@ func (s SecureBoot) enroll(store []byte) ([]byte, error) {
 		attributes uint32
 		data       []byte
 	}{
-		{"PK", globalVariable, secureBootAttributes, s.PK},
-		{"KEK", globalVariable, secureBootAttributes, s.KEK},
-		{"db", securityDatabase, secureBootAttributes, s.DB},
-		{"dbx", securityDatabase, secureBootAttributes, s.DBX},
+		{"PK", efi.GlobalVariable[:], secureBootAttributes, s.PK},
+		{"KEK", efi.GlobalVariable[:], secureBootAttributes, s.KEK},
+		{"db", efi.ImageSecurityDatabase[:], secureBootAttributes, s.DB},
+		{"dbx", efi.ImageSecurityDatabase[:], secureBootAttributes, s.DBX},
 		{"SecureBootEnable", secureBootEnable, nonVolatile | bootService, nil},
 	}
-	if len(s.PK) > 0 {
+	if s.Enabled() {
 		variables[4].data = []byte{1}
 	}
 	for _, v := range variables {
