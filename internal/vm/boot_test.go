@@ -92,6 +92,7 @@ func TestBootGolden(t *testing.T) {
 	}
 }
 
+// parseLog reads a whole event log.
 func parseLog(b []byte) ([]Event, error) {
 	reader, err := newLogReader(b)
 	if err != nil {

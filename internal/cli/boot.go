@@ -1,0 +1,211 @@
+package cli
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/org/attestable-image-action/internal/disk"
+	"github.com/org/attestable-image-action/internal/measure"
+	"github.com/org/attestable-image-action/internal/vm"
+)
+
+func newBootCommand(a *app) *cobra.Command {
+	var predict predictFlags
+	var until, serialLog, format, accel string
+	var limit time.Duration
+	var memory int
+	var console bool
+	cmd := &cobra.Command{
+		Use:   "boot DISK",
+		Short: "Boot a disk under QEMU and compare every event and PCR with the prediction",
+		Long: `Boot a raw disk under QEMU with UEFI firmware (OVMF or AAVMF) and a software TPM,
+and set what was recorded beside what is predicted, event by event. The disk is
+never written to, and nothing inside it has to help: the TPM itself is read.
+
+The PCRs are compared at the hand-over from firmware to kernel. Without --until
+the boot ends there; with it, when that text has appeared on the serial line.`,
+		Example: `  attestable-image boot image.raw
+  attestable-image boot image.raw --until "ready" --serial-log serial.log
+  attestable-image boot --PK PK.esl --KEK KEK.esl --db db.esl image.raw`,
+		Args: oneArg("the raw disk to boot"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if format != "table" && format != "json" {
+				return usagef("--format: there is no format %q: give table or json", format)
+			}
+			if accel != vm.TCG && accel != vm.KVM {
+				return usagef("--accel: there is no accelerator %q: give %s or %s", accel, vm.TCG, vm.KVM)
+			}
+			o, err := predict.options()
+			if err != nil {
+				return err
+			}
+			d, err := disk.Open(args[0])
+			if err != nil {
+				return err
+			}
+			defer d.Close()
+			p, err := measure.Disk(cmd.Context(), d, o)
+			if err != nil {
+				return err
+			}
+			boot := vm.Options{
+				Disk: args[0], Arch: p.Architecture, Accel: accel, Memory: memory,
+				SecureBoot: o.SecureBoot, TimeLimit: limit, SerialLog: serialLog,
+			}
+			if until != "" {
+				boot.Until = func(line string) bool { return strings.Contains(line, until) }
+			}
+			if console {
+				boot.Console = a.stderr
+			}
+			if !a.quiet {
+				fmt.Fprintf(a.stderr, "booting %s under QEMU (%s, at most %s)\n", args[0], accel, limit)
+			}
+			result, err := vm.Boot(cmd.Context(), boot)
+			if err != nil {
+				if result != nil {
+					err = fmt.Errorf("%w; the serial line is in %s", err, result.SerialLog)
+				}
+				return err
+			}
+			return a.reportBoot(p, result, format)
+		},
+	}
+	predict.add(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&until, "until", "", "end the boot when the serial line shows a line with this `TEXT`")
+	flags.StringVar(&serialLog, "serial-log", "", "`FILE` for what the serial line shows (default a temporary one)")
+	flags.DurationVar(&limit, "time-limit", 5*time.Minute, "longest time that the boot may take")
+	flags.StringVar(&accel, "accel", vm.TCG, "QEMU's accelerator: tcg or kvm")
+	flags.IntVar(&memory, "memory", 1024, "the machine's memory in `MIB`")
+	flags.BoolVar(&console, "console", false, "show the serial line on standard error")
+	flags.StringVar(&format, "format", "table", "table for people, or json for programs")
+	return cmd
+}
+
+// oneArg demands exactly one argument, and says which.
+func oneArg(what string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) == 0 || args[0] == "" {
+			return usagef("give %s", what)
+		}
+		if len(args) > 1 {
+			return usagef("%q is one argument too many: give only %s", args[1], what)
+		}
+		return nil
+	}
+}
+
+// bootReport is the JSON form of a comparison.
+type bootReport struct {
+	Equal         bool
+	HashAlgorithm measure.Bank
+	Firmware      string // path of the firmware's code
+	SerialLog     string
+	PCRs          []bootPCR
+}
+
+type bootPCR struct {
+	PCR                 int
+	Equal               bool
+	Predicted, Recorded string // hex
+	Events              []bootEvent
+}
+
+type bootEvent struct {
+	Equal               bool
+	Type, Description   string `json:",omitempty"`
+	Predicted, Recorded string // digests in hex, "" where there is no event
+}
+
+func newBootReport(p *measure.Prediction, result *vm.Result) *bootReport {
+	report := &bootReport{Equal: true, HashAlgorithm: p.Bank, Firmware: result.Firmware.Code, SerialLog: result.SerialLog}
+	for _, c := range result.Compare(p) {
+		pcr := bootPCR{PCR: c.PCR, Equal: c.Equal(), Predicted: hex.EncodeToString(c.Predicted), Recorded: hex.EncodeToString(c.Recorded)}
+		report.Equal = report.Equal && pcr.Equal
+		for _, pair := range c.Events {
+			e := bootEvent{Equal: pair.Equal()}
+			if pair.Recorded != nil {
+				e.Recorded = hex.EncodeToString(pair.Recorded.Digest)
+				if pair.Recorded.Logged {
+					e.Type = pair.Recorded.Type.String()
+				}
+			}
+			if pair.Predicted != nil {
+				e.Predicted, e.Type, e.Description = hex.EncodeToString(pair.Predicted.Digest), pair.Predicted.Type.String(), pair.Predicted.Description
+			}
+			pcr.Events = append(pcr.Events, e)
+		}
+		report.PCRs = append(report.PCRs, pcr)
+	}
+	return report
+}
+
+// reportBoot prints the comparison and turns a difference into exit status 1.
+func (a *app) reportBoot(p *measure.Prediction, result *vm.Result, format string) error {
+	report := newBootReport(p, result)
+	if format == "json" {
+		out, err := json.MarshalIndent(report, "", "  ")
+		if err != nil {
+			return fmt.Errorf("write the comparison: %w", err)
+		}
+		fmt.Fprintf(a.stdout, "%s\n", out)
+	} else {
+		report.print(a.stdout)
+		fmt.Fprintf(a.stdout, "\nhanded over after %s under %s, %s\nserial line: %s\n",
+			result.HandOverAfter.Round(100*time.Millisecond), result.Accel, result.Firmware.Code, result.SerialLog)
+	}
+	if !report.Equal {
+		return errDoesNotVerify
+	}
+	return nil
+}
+
+// print shows each PCR with its events. A line has 78 characters at most but
+// for the whole values, which are there to be copied.
+func (r *bootReport) print(w io.Writer) {
+	for _, pcr := range r.PCRs {
+		verdict := "equal"
+		if !pcr.Equal {
+			verdict = "DIFFERENT"
+		}
+		fmt.Fprintf(w, "PCR%d  %s\n  predicted %s\n  recorded  %s\n", pcr.PCR, verdict, pcr.Predicted, pcr.Recorded)
+		marked := false
+		for _, e := range pcr.Events {
+			mark := "="
+			if !e.Equal {
+				mark = "!"
+				if !marked {
+					mark, marked = "✗", true
+				}
+			}
+			fmt.Fprintf(w, "    %s %-16s %-16s %s\n", mark, short(e.Predicted), short(e.Recorded), describeEvent(e))
+		}
+	}
+	if r.Equal {
+		fmt.Fprintln(w, "\nEvery PCR and every event is as predicted.")
+	} else {
+		fmt.Fprintln(w, "\nThe boot is NOT as predicted; ✗ marks the first event of a PCR that differs.")
+	}
+}
+
+func describeEvent(e bootEvent) string {
+	if e.Description == "" {
+		return e.Type
+	}
+	return e.Description
+}
+
+// short is the beginning of a digest in hex, "-" for none.
+func short(digest string) string {
+	if digest == "" {
+		return "-"
+	}
+	return digest[:min(16, len(digest))]
+}
