@@ -7,5 +7,6 @@ func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newMeasureCommand(a),
 		newBootCommand(a),
+		newStepSummaryCommand(a),
 	}
 }

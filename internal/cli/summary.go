@@ -1,0 +1,155 @@
+package cli
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/org/attestable-image-action/internal/gha"
+	"github.com/org/attestable-image-action/internal/measure"
+)
+
+// maxMeasurements bounds a measurements document, in bytes.
+const maxMeasurements = 16 << 20
+
+// summary is what the step summary tells.
+type summary struct {
+	doc            *measure.Document
+	imagePath      string
+	artifact       string // REF@DIGEST; "" when nothing was pushed
+	attestationURL string
+	bundlePath     string // "" when nothing was attested
+	trustedRoot    string // of a private Sigstore deployment
+	repository     string // OWNER/REPO
+	workflowRef    string // OWNER/REPO/PATH@REF
+}
+
+func newStepSummaryCommand(a *app) *cobra.Command {
+	var s summary
+	cmd := &cobra.Command{
+		Use:    "step-summary MEASUREMENTS",
+		Short:  "Write the step summary of the action, Markdown",
+		Hidden: true, // a part of action.yml
+		Args:   oneArg("the measurements document"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			content, err := readBounded(args[0], maxMeasurements)
+			if err != nil {
+				return fmt.Errorf("write the step summary: %w", err)
+			}
+			if s.doc, err = measure.ParseDocument(content); err != nil {
+				return fmt.Errorf("write the step summary: %s: %w", args[0], err)
+			}
+			s.repository, s.workflowRef = os.Getenv("GITHUB_REPOSITORY"), os.Getenv("GITHUB_WORKFLOW_REF")
+			markdown := s.markdown()
+			if gha.Enabled() {
+				return gha.AddSummary(markdown)
+			}
+			fmt.Fprint(a.stdout, markdown)
+			return nil
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&s.imagePath, "image-path", "", "path of the raw disk")
+	flags.StringVar(&s.artifact, "artifact", "", "what was pushed, REF@DIGEST")
+	flags.StringVar(&s.attestationURL, "attestation-url", "", "GitHub's page of the attestation")
+	flags.StringVar(&s.bundlePath, "bundle-path", "", "file of the Sigstore bundles")
+	flags.StringVar(&s.trustedRoot, "trusted-root", "", "trusted root of a private Sigstore deployment")
+	return cmd
+}
+
+// code is text as inline code of Markdown, in a table cell, too.
+func code(text string) string {
+	text = strings.NewReplacer("`", "'", "|", "¦", "\n", " ", "\r", " ").Replace(text)
+	return "`" + text + "`"
+}
+
+func (s *summary) markdown() string {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "## Attestable image %s\n\n", code(filepath.Base(s.imagePath)))
+	fmt.Fprintf(&b, "%s, Secure Boot %s. An instance that booted exactly this image has these PCRs (%s):\n\n",
+		s.doc.Architecture, onOff(s.doc.SecureBoot.Enabled), s.doc.Measurements.HashAlgorithm)
+	b.WriteString("| PCR | value | what it covers |\n|---|---|---|\n")
+	for _, n := range slices.Sorted(maps.Keys(s.doc.Measurements.PCRs)) {
+		fmt.Fprintf(&b, "| %d | %s | %s |\n", n, code(s.doc.PCR(n)), pcrMeaning[n])
+	}
+	b.WriteString("\n| | |\n|---|---|\n")
+	if s.doc.Disk != nil {
+		fmt.Fprintf(&b, "| Disk | %s, SHA-256 %s |\n", formatBytes(s.doc.Disk.Size), code(s.doc.Disk.SHA256))
+	}
+	for _, image := range s.doc.BootChain {
+		fmt.Fprintf(&b, "| Boot chain | %s, %s |\n", code(image.Path), formatBytes(image.Size))
+	}
+	for _, authority := range s.doc.SecureBoot.Authorities {
+		fmt.Fprintf(&b, "| Allowed by db | %s |\n", code(authority.Type+" "+authority.Subject))
+	}
+	switch {
+	case s.artifact == "":
+		b.WriteString("| Artifact | not pushed |\n")
+	default:
+		fmt.Fprintf(&b, "| Artifact | %s |\n", code(s.artifact))
+		switch {
+		case s.attestationURL != "":
+			fmt.Fprintf(&b, "| Attestation | %s |\n", s.attestationURL)
+		case s.bundlePath == "":
+			b.WriteString("| Attestation | **none**: nobody can tell where these values come from |\n")
+		}
+	}
+	if conditions, err := kmsConditions(s.doc.Measurements.PCRs, s.doc.SecureBoot.Enabled); err == nil {
+		fmt.Fprintf(&b, "| KMS condition | %s |\n", code(conditions))
+	}
+	if s.artifact != "" && s.bundlePath != "" {
+		b.WriteString(s.verifyCommands())
+	}
+	return b.String()
+}
+
+// pcrMeaning says in a few words what a PCR covers.
+var pcrMeaning = map[int]string{
+	4:  "the boot chain: every EFI image that firmware loads",
+	5:  "the partition table",
+	7:  "Secure Boot: its variables, and what let the image run",
+	11: "the sections of the unified kernel image",
+	12: "what came from outside the unified kernel image",
+	13: "extension images",
+}
+
+// verifyCommands are for a sceptic with other people's tools.
+func (s *summary) verifyCommands() string {
+	workflow, ref, _ := strings.Cut(s.workflowRef, "@")
+	ours, gh, cosign := "", "", ""
+	if s.trustedRoot != "" {
+		root := " --trusted-root " + quote(s.trustedRoot)
+		ours, gh, cosign = root, " --custom-trusted-root "+quote(s.trustedRoot), root
+	}
+	const measurements = "https://github.com/org/attestable-image-action/measurements/v1"
+	repository, artifact := quote(s.repository), quote(s.artifact)
+	identity := quote("https://github.com/" + s.workflowRef)
+	var b strings.Builder
+	b.WriteString("\n<details><summary>Verify it yourself</summary>\n\n```console\n")
+	fmt.Fprintf(&b, "$ attestable-image verify artifact %s --repo %s --signer-workflow %s --source-ref %s --remeasure%s\n",
+		artifact, repository, quote(workflow), quote(ref), ours)
+	fmt.Fprintf(&b, "$ gh attestation verify oci://%s --repo %s --predicate-type %s%s\n", artifact, repository, measurements, gh)
+	fmt.Fprintf(&b, "$ cosign verify-attestation %s --type %s%s \\\n    --certificate-oidc-issuer https://token.actions.githubusercontent.com \\\n    --certificate-identity %s\n",
+		artifact, measurements, cosign, identity)
+	fmt.Fprintf(&b, "$ oras pull %s\n", artifact)
+	b.WriteString("```\n\n</details>\n")
+	return b.String()
+}
+
+// quote makes a value one word for a shell, and keeps it inside a code block.
+func quote(s string) string {
+	s = strings.NewReplacer("\n", " ", "\r", " ", "`", "'").Replace(s)
+	safe := strings.IndexFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_./:@=+,", r)
+	}) < 0
+	if safe && s != "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
