@@ -15,9 +15,6 @@ import (
 	"github.com/org/attestable-image-action/internal/measure"
 )
 
-// maxMeasurements bounds a measurements document, in bytes.
-const maxMeasurements = 16 << 20
-
 // summary is what the step summary tells.
 type summary struct {
 	doc            *measure.Document
