@@ -136,6 +136,7 @@ func (a *app) push(ctx context.Context, f pushFlags, path, reference string) (*a
 			return nil, fmt.Errorf("read UEFI variable store: %w", err)
 		}
 	}
+	before := d.BytesRead() // of measuring
 	progress := a.newProgress("push "+filepath.Base(path), d.Size())
 	result, err := artifact.Push(ctx, ref, content, artifact.WithTags(tags...), artifact.WithProgress(progress.add))
 	progress.finish()
@@ -143,7 +144,7 @@ func (a *app) push(ctx context.Context, f pushFlags, path, reference string) (*a
 		return nil, err
 	}
 	if !a.quiet {
-		fmt.Fprintf(a.stderr, "pushed %s of disk as %s, read %s of it\n", formatBytes(result.DiskSize), formatBytes(result.CompressedSize), formatBytes(d.BytesRead()))
+		fmt.Fprintf(a.stderr, "pushed %s of disk as %s, read %s of it\n", formatBytes(result.DiskSize), formatBytes(result.CompressedSize), formatBytes(d.BytesRead()-before))
 		for _, tag := range result.Tags {
 			fmt.Fprintf(a.stderr, "tagged %s:%s\n", ref.Place(), tag)
 		}

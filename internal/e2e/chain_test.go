@@ -59,7 +59,7 @@ func TestMain(m *testing.M) {
 // artifact is one that went the whole length, and all that was made beside it.
 type artifact struct {
 	stack     *testenv.Stack
-	registry  *registry
+	registry  *testenv.Registry
 	workflow  testenv.Run
 	reference string // HOST/REPOSITORY@DIGEST
 	bundles   string // path of the bundles, one a line
@@ -72,9 +72,9 @@ type artifact struct {
 func TestChain(t *testing.T) {
 	stack := testenv.StartSigstore(t, testenv.Options{GenuineIssuer: true})
 	disk := smallDisk(t)
-	for kind, r := range registries(t) {
-		t.Run(kind, func(t *testing.T) {
-			a := makeArtifact(t, stack, r, disk)
+	for _, kind := range testenv.RegistryKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			a := makeArtifact(t, stack, kind.Start(t), disk)
 			t.Run("accepted", a.acceptedByAll)
 			t.Run("tampered", a.refusedWhenTampered)
 		})
@@ -82,7 +82,7 @@ func TestChain(t *testing.T) {
 }
 
 // makeArtifact runs measure, push and attest.
-func makeArtifact(t *testing.T, stack *testenv.Stack, r *registry, disk string) *artifact {
+func makeArtifact(t *testing.T, stack *testenv.Stack, r *testenv.Registry, disk string) *artifact {
 	t.Helper()
 	dir := t.TempDir()
 	a := &artifact{stack: stack, registry: r, workflow: testenv.DefaultRun, disk: disk, bundles: filepath.Join(dir, "attestations.jsonl")}
@@ -108,13 +108,13 @@ func makeArtifact(t *testing.T, stack *testenv.Stack, r *registry, disk string) 
 	if err := os.WriteFile(measurements, []byte(step("measure", "--format=json", disk)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	pushed := step("push", "--measurements="+measurements, "--tag=v1", disk, r.host+"/octo-org/image")
+	pushed := step("push", "--measurements="+measurements, "--tag=v1", disk, r.Host+"/octo-org/image")
 	for line := range strings.Lines(pushed) {
 		if line = strings.TrimSpace(line); strings.Contains(line, "@sha256:") {
 			a.reference = line
 		}
 	}
-	if !strings.HasPrefix(a.reference, r.host+"/octo-org/image") {
+	if !strings.HasPrefix(a.reference, r.Host+"/octo-org/image") {
 		t.Fatalf("push printed no reference:\n%s", pushed)
 	}
 	step("attest", "--signing-config="+stack.SigningConfig, "--trusted-root="+stack.TrustedRoot, "--bundle-output="+a.bundles, a.reference)
@@ -212,7 +212,7 @@ func (a *artifact) refusedWhenTampered(t *testing.T) {
 	oci := "oci://" + a.reference
 
 	t.Run("manifest", func(t *testing.T) {
-		a.registry.lie(t, func(path string, body []byte) []byte {
+		a.registry.Lie(t, func(path string, body []byte) []byte {
 			if strings.HasSuffix(path, "/manifests/"+descriptor.Digest.String()) {
 				return flip(body, bytes.Index(body, []byte(`"pcr4"`))+len(`"pcr4":"`)+1)
 			}
@@ -234,7 +234,7 @@ func (a *artifact) refusedWhenTampered(t *testing.T) {
 	// gh and cosign speak of the manifest, which names the layer by its digest:
 	// they never fetch it. Whoever does must notice.
 	t.Run("disk layer", func(t *testing.T) {
-		a.registry.lie(t, func(path string, body []byte) []byte {
+		a.registry.Lie(t, func(path string, body []byte) []byte {
 			if strings.HasSuffix(path, "/blobs/"+diskLayer) {
 				return flip(body, len(body)/2)
 			}
@@ -323,7 +323,7 @@ func (a *artifact) refusesBundle(t *testing.T, tamper func(bundle []byte) []byte
 	restore()
 
 	// Served under its old digest, and so not even a bundle that counts.
-	a.registry.lie(t, func(path string, body []byte) []byte {
+	a.registry.Lie(t, func(path string, body []byte) []byte {
 		if strings.Contains(path, "/blobs/") && bytes.Contains(body, []byte(`"dsseEnvelope"`)) {
 			return tamper(bytes.Clone(body))
 		}
