@@ -44,7 +44,7 @@ type compressor struct {
 	rawSize    int64
 	readErr    error
 	compressed hash.Hash
-	size       int64 // bytes, compressed
+	size       int64       // bytes, compressed
 	ended      atomic.Bool // Read has returned io.EOF
 }
 
