@@ -8,6 +8,8 @@ func commands(a *app) []*cobra.Command {
 		newMeasureCommand(a),
 		newPushCommand(a),
 		newPullCommand(a),
+		newAttestCommand(a),
+		newVerifyCommand(a),
 		newBootCommand(a),
 		newStepSummaryCommand(a),
 	}

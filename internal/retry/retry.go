@@ -25,6 +25,7 @@ const (
 	defaultAttempts = 4
 	defaultTimeout  = 30 * time.Second
 	defaultDelay    = 500 * time.Millisecond
+	defaultMaxBody  = 64 << 20
 )
 
 // maxDelay bounds the wait before one attempt, whatever Retry-After says.
@@ -45,6 +46,9 @@ type Transport struct {
 	// Delay is the wait before the second attempt, which doubles with each
 	// further one; 0 stands for 500 ms.
 	Delay time.Duration
+	// MaxBody bounds an answer's body, in bytes; reading further is an error.
+	// 0 stands for 64 MiB.
+	MaxBody int64
 	// Context, when it is not nil, ends requests in addition to their own
 	// context: for clients that make requests without one.
 	Context context.Context //nolint:containedctx // see above
@@ -166,18 +170,39 @@ func (t *Transport) once(base http.RoundTripper, request *http.Request, attempt 
 		end()
 		return nil, err
 	}
-	response.Body = &body{ReadCloser: response.Body, end: end}
+	left := t.MaxBody
+	if left == 0 {
+		left = defaultMaxBody
+	}
+	response.Body = &body{rc: response.Body, left: left, end: end}
 	return response, nil
 }
 
-// body releases an attempt's context when the answer was read.
+// body is an answer's body that is bounded, and releases the attempt's context
+// when it is closed.
 type body struct {
-	io.ReadCloser
-	end func()
+	rc   io.ReadCloser
+	left int64
+	end  func()
+}
+
+var errTooLong = errors.New("the answer is longer than any that is expected here")
+
+func (b *body) Read(p []byte) (int, error) {
+	if b.left < 0 {
+		return 0, errTooLong
+	}
+	// One byte more than is left tells a body that ends there from a longer one.
+	n, err := b.rc.Read(p[:min(int64(len(p)), b.left+1)])
+	b.left -= int64(n)
+	if b.left < 0 {
+		return n - 1, errTooLong
+	}
+	return n, err
 }
 
 func (b *body) Close() error {
-	err := b.ReadCloser.Close()
+	err := b.rc.Close()
 	b.end()
 	return err
 }

@@ -143,3 +143,19 @@ func TestRetryAfter(t *testing.T) {
 		}
 	}
 }
+
+func TestLongAnswer(t *testing.T) {
+	url, _ := server(t, nil, 200)
+	for limit, want := range map[int64]string{4: "abcd", 6: "abcdef", 7: "abcdef"} {
+		client := &http.Client{Transport: &Transport{MaxBody: limit}}
+		response, err := client.Post(url, "text/plain", strings.NewReader("abcdef"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(response.Body)
+		_ = response.Body.Close()
+		if string(got) != want || (err != nil) != (limit < 6) {
+			t.Errorf("%d bytes allowed: read %q, error %v", limit, got, err)
+		}
+	}
+}

@@ -1,0 +1,197 @@
+package attest
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sigstore/sigstore-go/pkg/bundle"
+	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
+	"github.com/sigstore/sigstore-go/pkg/verify"
+)
+
+// MaxBundle bounds a bundle, in bytes: a predicate of MaxPredicate in base64,
+// and what surrounds it.
+const MaxBundle = 24 << 20
+
+// MaxBundles bounds how many bundles of one source are looked at.
+const MaxBundles = 100
+
+// Candidate is a bundle that may say something of the artifact.
+type Candidate struct {
+	Source string // where it is from, for people
+	Data   []byte // JSON
+	Err    error  // why there is no Data: it could not be fetched whole
+}
+
+// ReadBundles reads a file of bundles: one as JSON, or one after the other, as
+// in JSON Lines.
+func ReadBundles(path string) ([]Candidate, error) {
+	data, err := readFile(path, 2*MaxBundle)
+	if err != nil {
+		return nil, fmt.Errorf("read the bundles: %w", err)
+	}
+	candidates, err := parseBundles(path, data)
+	if err != nil {
+		return nil, fmt.Errorf("read the bundles in %s: %w: it must hold Sigstore bundles in JSON, one a line", path, err)
+	}
+	return candidates, nil
+}
+
+func parseBundles(name string, data []byte) ([]Candidate, error) {
+	var candidates []Candidate
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	for {
+		var one json.RawMessage
+		err := decoder.Decode(&one)
+		switch {
+		case errors.Is(err, io.EOF) && len(candidates) == 0:
+			return nil, errors.New("it is empty")
+		case errors.Is(err, io.EOF):
+			return candidates, nil
+		case err != nil:
+			return nil, err
+		case len(candidates) == MaxBundles:
+			return nil, fmt.Errorf("it holds more than %d bundles", MaxBundles)
+		}
+		candidates = append(candidates, Candidate{Source: fmt.Sprintf("%s, bundle %d", name, len(candidates)+1), Data: one})
+	}
+}
+
+// AppendBundles appends bundles to a file, one a line.
+func AppendBundles(path string, bundles ...[]byte) error {
+	var lines bytes.Buffer
+	for _, b := range bundles {
+		lines.Write(b)
+		lines.WriteByte('\n')
+	}
+	return appendFile(path, lines.Bytes())
+}
+
+// RecordPath tells the job's later steps of a file of bundles, in the list that
+// GitHub's own actions keep in the runner's temporary directory.
+func RecordPath(runnerTemp, path string) error {
+	absolute, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	return appendFile(filepath.Join(runnerTemp, "created_attestation_paths.txt"), []byte(absolute+"\n"))
+}
+
+func appendFile(path string, data []byte) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644) //nolint:gosec // bundles are public, and other steps read them
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(data)
+	return errors.Join(err, file.Close())
+}
+
+// Attestation is a candidate after its signature was looked at.
+type Attestation struct {
+	Source        string
+	PredicateType string              // as far as it can be read, even with Err
+	Predicate     json.RawMessage     // nil with Err
+	Certificate   certificate.Summary // of who signed; zero with Err
+	Time          time.Time           // the earliest proven time of the signature
+	Err           error               // why the bundle says nothing, or nil
+}
+
+// Check verifies one bundle: that its certificate comes from the trust root,
+// that what the policy demands vouches for it, that the signature fits, and
+// that it is about the manifest with this SHA-256 (hex). Who signed is for the
+// caller to judge.
+func (t *Trust) Check(c Candidate, sha256 string) Attestation {
+	a := Attestation{Source: c.Source}
+	if a.Err = c.Err; a.Err == nil {
+		a.Err = t.check(&a, c.Data, sha256)
+	}
+	return a
+}
+
+func (t *Trust) check(a *Attestation, data []byte, sha256 string) error {
+	digest, err := hex.DecodeString(sha256)
+	if err != nil || len(digest) != 32 {
+		return fmt.Errorf("%q is not a SHA-256 in hex", sha256)
+	}
+	if len(data) > MaxBundle {
+		return fmt.Errorf("it has %d bytes, and no bundle has more than %d", len(data), MaxBundle)
+	}
+	b := new(bundle.Bundle)
+	if err := b.UnmarshalJSON(data); err != nil {
+		return fmt.Errorf("it is no Sigstore bundle: %w", err)
+	}
+	envelope := b.GetDsseEnvelope()
+	switch {
+	case !b.MinVersion("0.2"):
+		return fmt.Errorf("it is a bundle of the old kind %s, which does not prove that the log holds it", b.GetMediaType())
+	case envelope == nil:
+		return errors.New("it holds no DSSE envelope, but a bare signature")
+	case envelope.GetPayloadType() != PayloadType:
+		return fmt.Errorf("its payload is of type %q, and not %s", envelope.GetPayloadType(), PayloadType)
+	}
+	statement, err := parseStatement(envelope.GetPayload())
+	if err != nil {
+		return err
+	}
+	a.PredicateType = statement.PredicateType
+	if !statement.about(sha256) {
+		return fmt.Errorf("it is about another digest: its subject is %s, and the artifact is sha256:%s", statement.subjects(), sha256)
+	}
+	content, err := b.VerificationContent()
+	if err != nil {
+		return err
+	}
+	leaf := content.Certificate()
+	if leaf == nil {
+		return errors.New("it was signed with a bare key and not with a certificate, so nobody vouches for who signed")
+	}
+	verifiers, err := t.verifiers(leaf)
+	if err != nil {
+		return err
+	}
+	policy := verify.NewPolicy(verify.WithArtifactDigest("sha256", digest), verify.WithoutIdentitiesUnsafe())
+	var result *verify.VerificationResult
+	for _, v := range verifiers {
+		if result, err = v.Verify(b, policy); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if result.Signature == nil || result.Signature.Certificate == nil || len(result.VerifiedTimestamps) == 0 {
+		return errors.New("it was verified without a certificate or without a time")
+	}
+	a.Certificate = *result.Signature.Certificate
+	a.Predicate = statement.Predicate
+	a.Time = slices.MinFunc(result.VerifiedTimestamps, func(x, y verify.TimestampVerificationResult) int {
+		return x.Timestamp.Compare(y.Timestamp)
+	}).Timestamp
+	return nil
+}
+
+// subjects shows the first few subjects' digests.
+func (s *Statement) subjects() string {
+	var shown []string
+	for i, subject := range s.Subject {
+		if i == 3 {
+			shown = append(shown, "…")
+			break
+		}
+		digest := "without a SHA-256"
+		if sha256 := subject.Digest["sha256"]; sha256 != "" {
+			digest = fmt.Sprintf("sha256:%.64s", sha256)
+		}
+		shown = append(shown, digest)
+	}
+	return strings.Join(shown, ", ")
+}

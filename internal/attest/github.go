@@ -1,0 +1,229 @@
+package attest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/klauspost/compress/snappy"
+
+	"github.com/org/attestable-image-action/internal/retry"
+)
+
+// GitHub is the part of GitHub's REST API that keeps attestations ("REST API
+// endpoints for attestations").
+type GitHub struct {
+	API   string // base URL: https://api.github.com
+	Token string // may be empty for reading of public repositories
+
+	transport retry.Transport // zero but in tests
+}
+
+// storeAttempts is how often storing is tried, as GitHub's own action does.
+const storeAttempts = 6
+
+// maxListing bounds a list of attestations, which holds whole bundles.
+const maxListing = 4 * MaxBundle
+
+// Store stores a bundle with a repository (OWNER/REPO) and returns its number.
+func (g GitHub) Store(ctx context.Context, repository string, bundle []byte) (id string, err error) {
+	fail := func(err error) (string, error) {
+		return "", fmt.Errorf("store the attestation with GitHub for %s: %w", repository, redact(err, g.Token))
+	}
+	if g.Token == "" {
+		return fail(errors.New("there is no token: set GITHUB_TOKEN (in a workflow: the input github-token)"))
+	}
+	body := append(append([]byte(`{"bundle":`), bundle...), '}')
+	endpoint, err := g.endpoint("repos", repository, "attestations")
+	if err != nil {
+		return fail(err)
+	}
+	transport := g.transport
+	if transport.Attempts == 0 {
+		transport.Attempts = storeAttempts
+	}
+	response, err := g.do(ctx, &transport, http.MethodPost, endpoint, body)
+	if err != nil {
+		return fail(explainStatus(err))
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusCreated {
+		return fail(explainStore(retry.NewStatusError(response)))
+	}
+	var answer struct {
+		ID json.Number `json:"id"`
+	}
+	if err := json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&answer); err != nil {
+		return fail(fmt.Errorf("read the answer: %w", err))
+	}
+	if answer.ID == "" {
+		return fail(errors.New("the answer gives no number"))
+	}
+	return answer.ID.String(), nil
+}
+
+// explainStore says what to do about a refusal.
+func explainStore(refused *retry.StatusError) error {
+	switch refused.Code {
+	case http.StatusUnauthorized:
+		return fmt.Errorf("%w: the token is not valid, or expired: a job's own token ends with the job", refused)
+	case http.StatusForbidden:
+		return fmt.Errorf("%w: the token may not: add 'permissions: attestations: write' to the job (with id-token: write and contents: read)", refused)
+	case http.StatusNotFound:
+		return fmt.Errorf("%w: the token may not see the repository, or the repository cannot have attestations: private and internal ones need GitHub Enterprise Cloud", refused)
+	}
+	return refused
+}
+
+// explainStatus adds what to do when the service did not recover.
+func explainStatus(err error) error {
+	var refused *retry.StatusError
+	if errors.As(err, &refused) && (refused.Code >= 500 || refused.Code == http.StatusTooManyRequests) {
+		return fmt.Errorf("%w: start the job again later; https://www.githubstatus.com says whether GitHub is well", err)
+	}
+	return err
+}
+
+// listed is one attestation of a list.
+type listed struct {
+	Bundle    json.RawMessage `json:"bundle"`
+	BundleURL string          `json:"bundle_url"`
+}
+
+// Bundles fetches the bundles about the manifest with this SHA-256 (hex) that
+// are stored with a repository (OWNER/REPO), or with any repository of an owner
+// (OWNER).
+func (g GitHub) Bundles(ctx context.Context, scope, sha256 string) ([]Candidate, error) {
+	owned := !strings.Contains(scope, "/")
+	kinds := []string{"repos"}
+	if owned {
+		kinds = []string{"orgs", "users"}
+	}
+	for _, kind := range kinds {
+		candidates, err := g.bundles(ctx, kind, scope, sha256)
+		if err != nil {
+			return nil, fmt.Errorf("fetch the attestations that GitHub keeps for %s: %w", scope, redact(err, g.Token))
+		}
+		if len(candidates) > 0 {
+			return candidates, nil
+		}
+	}
+	return nil, nil
+}
+
+func (g GitHub) bundles(ctx context.Context, kind, scope, sha256 string) ([]Candidate, error) {
+	endpoint, err := g.endpoint(kind, scope, "attestations", "sha256:"+sha256)
+	if err != nil {
+		return nil, err
+	}
+	transport := g.transport
+	transport.MaxBody = maxListing
+	if transport.Attempts == 0 {
+		transport.Attempts = 3
+	}
+	response, err := g.do(ctx, &transport, http.MethodGet, endpoint+fmt.Sprintf("?per_page=%d", MaxBundles), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	switch response.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return nil, nil
+	case http.StatusUnauthorized:
+		return nil, fmt.Errorf("%w: the token in GITHUB_TOKEN or GH_TOKEN is not valid: renew it, or unset it for a public repository", retry.NewStatusError(response))
+	case http.StatusForbidden:
+		return nil, fmt.Errorf("%w: without a token GitHub allows 60 requests an hour: set GITHUB_TOKEN, or take the bundles from the registry or a file", retry.NewStatusError(response))
+	default:
+		return nil, retry.NewStatusError(response)
+	}
+	var list struct {
+		Attestations []listed `json:"attestations"`
+	}
+	if err := json.NewDecoder(response.Body).Decode(&list); err != nil {
+		return nil, fmt.Errorf("read the answer: %w", err)
+	}
+	candidates := make([]Candidate, 0, min(len(list.Attestations), MaxBundles))
+	for i, item := range list.Attestations[:min(len(list.Attestations), MaxBundles)] {
+		c := Candidate{Source: fmt.Sprintf("GitHub, attestation %d", i+1), Data: item.Bundle}
+		if item.BundleURL != "" {
+			if c.Data, err = g.stored(ctx, item.BundleURL); err != nil {
+				return nil, err
+			}
+		}
+		candidates = append(candidates, c)
+	}
+	return candidates, nil
+}
+
+// stored fetches a bundle from where GitHub keeps it: another host, which must
+// not see the token, and compressed with Snappy's block format.
+func (g GitHub) stored(ctx context.Context, address string) ([]byte, error) {
+	u, err := url.Parse(address)
+	if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" {
+		return nil, errors.New("GitHub named a bundle's place that is no URL")
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	transport := g.transport
+	transport.MaxBody = MaxBundle
+	response, err := (&http.Client{Transport: &transport}).Do(request)
+	if err != nil {
+		// Its text holds the address, whose query is a signature.
+		var place *url.Error
+		if errors.As(err, &place) {
+			err = place.Err
+		}
+		return nil, fmt.Errorf("fetch a bundle from %s: %w", u.Host, err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("fetch a bundle: %w", retry.NewStatusError(response))
+	}
+	compressed, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil, fmt.Errorf("fetch a bundle from %s: %w", u.Host, err)
+	}
+	if size, err := snappy.DecodedLen(compressed); err != nil || size > MaxBundle {
+		return nil, fmt.Errorf("decompress a bundle from %s: it is no Snappy block of at most %d bytes", u.Host, MaxBundle)
+	}
+	data, err := snappy.Decode(nil, compressed)
+	if err != nil {
+		return nil, fmt.Errorf("decompress a bundle from %s: %w", u.Host, err)
+	}
+	return data, nil
+}
+
+// endpoint joins path elements to the API's base URL; "OWNER/REPO" is two.
+func (g GitHub) endpoint(elements ...string) (string, error) {
+	base, err := url.Parse(g.API)
+	if err != nil || base.Host == "" {
+		return "", fmt.Errorf("the API's address %q is no URL: check GITHUB_API_URL", g.API)
+	}
+	return base.JoinPath(elements...).String(), nil
+}
+
+func (g GitHub) do(ctx context.Context, transport *retry.Transport, method, endpoint string, body []byte) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, endpoint, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Accept", "application/vnd.github+json")
+	request.Header.Set("X-GitHub-Api-Version", "2022-11-28")
+	request.Header.Set("User-Agent", "attestable-image")
+	if body != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	if g.Token != "" {
+		request.Header.Set("Authorization", "Bearer "+g.Token)
+	}
+	return (&http.Client{Transport: transport}).Do(request)
+}

@@ -1,0 +1,248 @@
+package attest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	protobundle "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
+	"github.com/sigstore/sigstore-go/pkg/root"
+	"github.com/sigstore/sigstore-go/pkg/sign"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/org/attestable-image-action/internal/retry"
+)
+
+// Instance is a Sigstore deployment to sign with.
+type Instance struct {
+	Name       string
+	Fulcio     string   // URL of the certificate authority
+	Issuer     string   // of identity tokens that it takes; empty for GitHub's
+	Timestamps []string // URLs of RFC 3161 timestamp authorities, with paths
+	Logs       []Log    // transparency logs
+}
+
+// Log is a Rekor.
+type Log struct {
+	URL     string
+	Version uint32 // of its API: 1 or 2
+}
+
+// PublicInstance is the public Sigstore, which GitHub uses for public
+// repositories. What it signs is in a log that everybody can read.
+var PublicInstance = Instance{
+	Name:   "the public Sigstore",
+	Fulcio: "https://fulcio.sigstore.dev",
+	Logs:   []Log{{URL: "https://rekor.sigstore.dev", Version: 1}},
+}
+
+// InstanceFor is the deployment that GitHub's own attest action uses for a
+// repository of this visibility.
+func InstanceFor(h Host, visibility string) Instance {
+	if h.name != "github.com" {
+		return Instance{
+			Name:       "GitHub's Sigstore for " + h.name,
+			Fulcio:     "https://fulcio." + h.name,
+			Timestamps: []string{"https://timestamp." + h.name + "/api/v1/timestamp"},
+		}
+	}
+	if visibility == "public" {
+		return PublicInstance
+	}
+	return Instance{
+		Name:       "GitHub's Sigstore",
+		Fulcio:     "https://fulcio.githubapp.com",
+		Timestamps: []string{"https://timestamp.githubapp.com/api/v1/timestamp"},
+	}
+}
+
+// maxSigningConfig bounds a signing configuration, in bytes.
+const maxSigningConfig = 1 << 20
+
+// ReadInstance reads a signing configuration (Sigstore SigningConfig v0.2 in
+// JSON) and chooses the services that are valid now.
+func ReadInstance(path string) (Instance, error) {
+	data, err := readFile(path, maxSigningConfig)
+	if err != nil {
+		return Instance{}, fmt.Errorf("read the signing configuration: %w", err)
+	}
+	i, err := parseInstance(data, time.Now())
+	if err != nil {
+		return Instance{}, fmt.Errorf("read the signing configuration %s: %w", path, err)
+	}
+	i.Name = path
+	return i, nil
+}
+
+func parseInstance(data []byte, now time.Time) (Instance, error) {
+	var i Instance
+	message, err := root.NewSigningConfigProtobuf(data)
+	if err != nil {
+		return i, fmt.Errorf("it must be a Sigstore SigningConfig v0.2 in JSON: %w", err)
+	}
+	// The library follows these pointers.
+	if len(message.GetRekorTlogUrls()) > 0 && message.GetRekorTlogConfig() == nil {
+		return i, errors.New("it lists rekorTlogUrls without a rekorTlogConfig")
+	}
+	if len(message.GetTsaUrls()) > 0 && message.GetTsaConfig() == nil {
+		return i, errors.New("it lists tsaUrls without a tsaConfig")
+	}
+	config, err := root.NewSigningConfigFromProtobuf(message)
+	if err != nil {
+		return i, err
+	}
+	authority, err := root.SelectService(config.FulcioCertificateAuthorityURLs(), sign.FulcioAPIVersions, now)
+	if err != nil {
+		return i, fmt.Errorf("choose from its caUrls: %w", err)
+	}
+	i.Fulcio = authority.URL
+	if issuers := config.OIDCProviderURLs(); len(issuers) > 0 {
+		issuer, err := root.SelectService(issuers, []uint32{1}, now)
+		if err != nil {
+			return i, fmt.Errorf("choose from its oidcUrls: %w", err)
+		}
+		i.Issuer = issuer.URL
+	}
+	if urls := config.TimestampAuthorityURLs(); len(urls) > 0 {
+		services, err := root.SelectServices(urls, config.TimestampAuthorityURLsConfig(), sign.TimestampAuthorityAPIVersions, now)
+		if err != nil {
+			return i, fmt.Errorf("choose from its tsaUrls: %w", err)
+		}
+		for _, s := range services {
+			i.Timestamps = append(i.Timestamps, s.URL)
+		}
+	}
+	if urls := config.RekorLogURLs(); len(urls) > 0 {
+		services, err := root.SelectServices(urls, config.RekorLogURLsConfig(), sign.RekorAPIVersions, now)
+		if err != nil {
+			return i, fmt.Errorf("choose from its rekorTlogUrls: %w", err)
+		}
+		for _, s := range services {
+			i.Logs = append(i.Logs, Log{URL: s.URL, Version: s.MajorAPIVersion})
+			if s.MajorAPIVersion == 2 && len(i.Timestamps) == 0 {
+				return i, fmt.Errorf("it names the log %s, which is a Rekor v2 and tells no time, and no timestamp authority: add tsaUrls", s.URL)
+			}
+		}
+	}
+	if len(i.Timestamps) == 0 && len(i.Logs) == 0 {
+		return i, errors.New("it names neither a timestamp authority nor a log, so nothing would say when a short-lived certificate was used: add tsaUrls")
+	}
+	return i, nil
+}
+
+// Signer signs statements.
+type Signer struct {
+	authority  sign.CertificateProvider
+	timestamps func(ctx context.Context) []*sign.TimestampAuthority
+	logs       func(ctx context.Context) []sign.Transparency
+	token      func(ctx context.Context) (string, error)
+	trust      *Trust
+}
+
+// NewSigner signs with an instance; token gets a new identity token for the
+// audience AudienceSigning. Everything signed is verified against trust.
+func NewSigner(i Instance, token func(ctx context.Context) (string, error), trust *Trust) *Signer {
+	return newSigner(i, token, trust, retry.Transport{})
+}
+
+// newSigner is NewSigner with other times to wait, for tests.
+func newSigner(i Instance, token func(ctx context.Context) (string, error), trust *Trust, transport retry.Transport) *Signer {
+	return &Signer{
+		token:     token,
+		trust:     trust,
+		authority: fulcio{url: i.Fulcio, transport: transport},
+		timestamps: func(ctx context.Context) []*sign.TimestampAuthority {
+			var authorities []*sign.TimestampAuthority
+			for _, url := range i.Timestamps {
+				authorities = append(authorities, sign.NewTimestampAuthority(&sign.TimestampAuthorityOptions{
+					URL: url, Timeout: -1, Transport: within(ctx, transport),
+				}))
+			}
+			return authorities
+		},
+		logs: func(ctx context.Context) []sign.Transparency {
+			var logs []sign.Transparency
+			for _, log := range i.Logs {
+				logs = append(logs, newLog(ctx, log, transport))
+			}
+			return logs
+		},
+	}
+}
+
+// NewLocalSigner signs with a local trust root.
+func NewLocalSigner(l *LocalTrust) *Signer {
+	return &Signer{
+		authority: l,
+		timestamps: func(context.Context) []*sign.TimestampAuthority {
+			return []*sign.TimestampAuthority{l.timestampAuthority()}
+		},
+		logs:  func(context.Context) []sign.Transparency { return nil },
+		token: func(context.Context) (string, error) { return "", nil },
+		trust: l.trusted,
+	}
+}
+
+// within is a transport whose requests end with ctx: the clients of sigstore-go
+// make theirs without one.
+func within(ctx context.Context, transport retry.Transport) http.RoundTripper {
+	transport.Context = ctx
+	return &transport
+}
+
+// Sign signs a statement and returns the bundle as JSON on one line, without a
+// line feed, after it was verified.
+func (s *Signer) Sign(ctx context.Context, statement *Statement) ([]byte, error) {
+	fail := func(err error) ([]byte, error) {
+		return nil, fmt.Errorf("sign the statement %s: %w", statement.PredicateType, err)
+	}
+	payload, err := json.Marshal(statement)
+	if err != nil {
+		return fail(err)
+	}
+	token, err := s.token(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	message, err := s.bundle(ctx, payload, token)
+	if errors.Is(err, errConflict) {
+		// The log has the entry of an attempt whose answer was lost, and would
+		// not say where. Another signature makes another entry.
+		message, err = s.bundle(ctx, payload, token)
+	}
+	if err != nil {
+		return fail(redact(err, token))
+	}
+	spaced, err := protojson.Marshal(message)
+	if err != nil {
+		return fail(err)
+	}
+	// protojson's spaces change from build to build on purpose.
+	var line bytes.Buffer
+	if err := json.Compact(&line, spaced); err != nil {
+		return fail(err)
+	}
+	checked := s.trust.Check(Candidate{Source: "the new bundle", Data: line.Bytes()}, statement.Subject[0].Digest["sha256"])
+	if checked.Err != nil {
+		return fail(fmt.Errorf("the new bundle does not verify, so it is stored nowhere: %w", checked.Err))
+	}
+	return line.Bytes(), nil
+}
+
+func (s *Signer) bundle(ctx context.Context, payload []byte, token string) (*protobundle.Bundle, error) {
+	key, err := sign.NewEphemeralKeypair(nil)
+	if err != nil {
+		return nil, err
+	}
+	return sign.Bundle(&sign.DSSEData{Data: payload, PayloadType: PayloadType}, key, sign.BundleOptions{
+		CertificateProvider:        s.authority,
+		CertificateProviderOptions: &sign.CertificateProviderOptions{IDToken: token},
+		TimestampAuthorities:       s.timestamps(ctx),
+		TransparencyLogs:           s.logs(ctx),
+		Context:                    ctx,
+	})
+}

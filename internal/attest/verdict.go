@@ -1,0 +1,220 @@
+package attest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Source is a place that may hold bundles.
+type Source struct {
+	Name  string
+	Fetch func(ctx context.Context) ([]Candidate, error)
+}
+
+// Reported is a bundle that was looked at, for the record.
+type Reported struct {
+	Source        string `json:"source"`
+	PredicateType string `json:"predicateType,omitempty"`
+	Signer        string `json:"signer,omitempty"` // the certificate's name
+	Time          string `json:"time,omitempty"`   // RFC 3339
+	OK            bool   `json:"ok"`
+	Reason        string `json:"reason,omitempty"` // why it does not count
+}
+
+// Verdict is everything that was demanded of an artifact's attestations.
+type Verdict struct {
+	Checks       []Check    `json:"checks"`
+	Attestations []Reported `json:"attestations"`
+	// Notes say what went wrong on the way without deciding anything: a source
+	// that could not be asked.
+	Notes []string `json:"notes,omitempty"`
+	// Measurements is the attested document, or nil when none is believed.
+	Measurements json.RawMessage `json:"-"`
+}
+
+// Failed returns the first check that does not hold.
+func (v *Verdict) Failed() (Check, bool) {
+	for _, c := range v.Checks {
+		if !c.OK {
+			return c, true
+		}
+	}
+	return Check{}, false
+}
+
+// labels of the two predicates, for people.
+var labels = map[string]string{
+	PredicateProvenance:   "provenance",
+	PredicateMeasurements: "measurements",
+}
+
+// finding is an attestation with what was demanded of it.
+type finding struct {
+	Attestation
+	checks []Check
+	good   bool
+}
+
+// Verify looks for attestations of both predicates about the manifest with this
+// SHA-256 (hex) in one source after the other, until both are found whose
+// signer is the expected one. A bundle that does not verify beside one that
+// does changes nothing, but is reported.
+func Verify(ctx context.Context, trust *Trust, expected Expectation, sha256 string, sources ...Source) (*Verdict, error) {
+	if err := expected.Validate(); err != nil {
+		return nil, err
+	}
+	v := new(Verdict)
+	best := make(map[string]*finding)
+	for _, source := range sources {
+		candidates, err := source.Fetch(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, err
+			}
+			v.Notes = append(v.Notes, err.Error())
+			continue
+		}
+		if len(candidates) == 0 {
+			v.Notes = append(v.Notes, source.Name+" holds no bundle about sha256:"+sha256)
+		}
+		for _, c := range candidates[:min(len(candidates), MaxBundles)] {
+			f := expected.judge(trust.Check(c, sha256))
+			v.Attestations = append(v.Attestations, f.report())
+			if known := best[f.PredicateType]; known == nil || f.better(known) {
+				best[f.PredicateType] = f
+			}
+		}
+		if good(best[PredicateProvenance]) && good(best[PredicateMeasurements]) {
+			break
+		}
+	}
+	for _, predicateType := range Predicates {
+		label, f := labels[predicateType], best[predicateType]
+		name := label + " attestation"
+		switch {
+		case f == nil:
+			v.Checks = append(v.Checks, check(name, "a bundle that verifies", v.reasonForNone(), false))
+		case f.Err != nil:
+			v.Checks = append(v.Checks, check(name, "a bundle that verifies", f.Source+": "+f.Err.Error(), false))
+		default:
+			v.Checks = append(v.Checks, check(name, "a bundle that verifies", "signed "+f.Time.UTC().Format(time.RFC3339)+", from "+f.Source, true))
+			for _, c := range f.checks {
+				c.Name = label + " " + c.Name
+				v.Checks = append(v.Checks, c)
+			}
+		}
+	}
+	if f := best[PredicateMeasurements]; good(f) {
+		v.Measurements = f.Predicate
+	}
+	return v, nil
+}
+
+// judge demands of a verified bundle that the expected one signed it.
+func (e *Expectation) judge(a Attestation) *finding {
+	f := &finding{Attestation: a}
+	if a.Err != nil {
+		return f
+	}
+	f.checks = e.identity(a.Certificate)
+	if a.PredicateType == PredicateProvenance {
+		const expected = "what the certificate says"
+		differences, err := contradictions(a.Predicate, a.Certificate)
+		switch {
+		case err != nil:
+			f.checks = append(f.checks, check("content", expected, err.Error(), false))
+		case len(differences) > 0:
+			f.checks = append(f.checks, check("content", expected, differences[0].String(), false))
+		default:
+			f.checks = append(f.checks, check("content", expected, "the same", true))
+		}
+	}
+	f.good = true
+	for _, c := range f.checks {
+		f.good = f.good && c.OK
+	}
+	return f
+}
+
+// better prefers what holds to what verifies, and that to the rest.
+func (f *finding) better(other *finding) bool {
+	rank := func(f *finding) int {
+		switch {
+		case f.good:
+			return 2
+		case f.Err == nil:
+			return 1
+		}
+		return 0
+	}
+	return rank(f) > rank(other)
+}
+
+func good(f *finding) bool { return f != nil && f.good }
+
+func (f *finding) report() Reported {
+	r := Reported{Source: f.Source, PredicateType: f.PredicateType, OK: f.good}
+	if f.Err != nil {
+		r.Reason = f.Err.Error()
+		return r
+	}
+	r.Signer, r.Time = f.Certificate.SubjectAlternativeName, f.Time.UTC().Format(time.RFC3339)
+	for _, c := range f.checks {
+		if !c.OK {
+			r.Reason = fmt.Sprintf("%s: expected %s, found %s", c.Name, c.Expected, c.Found)
+			break
+		}
+	}
+	return r
+}
+
+// reasonForNone says why there is no bundle of a predicate at all.
+func (v *Verdict) reasonForNone() string {
+	var reasons []string
+	for _, a := range v.Attestations {
+		if a.PredicateType == "" {
+			reasons = append(reasons, a.Source+": "+a.Reason)
+		}
+	}
+	reasons = append(reasons, v.Notes...)
+	if len(reasons) == 0 {
+		return "none"
+	}
+	return "none; " + strings.Join(reasons, "; ")
+}
+
+// CompareMeasurements checks that the attested document and the one inside the
+// artifact say the same in every member.
+func CompareMeasurements(attested, inside []byte) (Check, error) {
+	const name, expected = "measurements.json", "what is attested"
+	a, err := decode(attested)
+	if err != nil {
+		return Check{}, fmt.Errorf("read the attested measurements: %w", err)
+	}
+	b, err := decode(inside)
+	if err != nil {
+		return check(name, expected, err.Error(), false), nil
+	}
+	if d, ok := firstDifference("", a, b); ok {
+		return check(name, expected, fmt.Sprintf("%s is %s where %s is attested", d.what, d.found, d.expected), false), nil
+	}
+	return check(name, expected, "the same", true), nil
+}
+
+// decode decodes one JSON value without losing a number's digits.
+func decode(data []byte) (any, error) {
+	decoder := json.NewDecoder(strings.NewReader(string(data)))
+	decoder.UseNumber()
+	var value any
+	if err := decoder.Decode(&value); err != nil {
+		return nil, err
+	}
+	if decoder.More() {
+		return nil, errors.New("something follows the JSON value")
+	}
+	return value, nil
+}

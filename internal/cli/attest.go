@@ -1,0 +1,299 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/org/attestable-image-action/internal/artifact"
+	"github.com/org/attestable-image-action/internal/attest"
+	"github.com/org/attestable-image-action/internal/gha"
+	"github.com/org/attestable-image-action/internal/measure"
+)
+
+// attestFlags are the flags of attest.
+type attestFlags struct {
+	signingConfig, trustedRoot string
+	localTrust                 string
+	bundleOutput               string
+}
+
+func newAttestCommand(a *app) *cobra.Command {
+	var f attestFlags
+	cmd := &cobra.Command{
+		Use:   "attest REF@DIGEST",
+		Short: "Attest an artifact's provenance and measurements",
+		Long: `Attest an artifact in a job of GitHub Actions: make two statements about its
+manifest's digest (SLSA provenance, as GitHub's own attest action makes it, and
+the measurements inside the artifact), sign them with the job's identity, verify
+the signatures, and store the bundles with GitHub and beside the artifact.
+
+A public repository signs with the public Sigstore, whose log everybody can
+read; a private one with GitHub's; --signing-config names another deployment.
+The job needs the permissions id-token: write, attestations: write, and
+packages: write for ghcr.io.
+
+--local-trust signs without GitHub, with throw-away keys in DIR that are made
+when there are none. Such an attestation proves only that the holder of DIR
+signed; nothing but --local-trust DIR verifies it.`,
+		Example: `  attestable-image attest ghcr.io/owner/image@sha256:...
+  attestable-image attest --bundle-output bundles.jsonl ghcr.io/owner/image@sha256:...
+  attestable-image attest --local-trust trust oci:layout@sha256:...`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usagef("give the artifact to attest as REF@DIGEST, and nothing else")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.attest(cmd.Context(), f, args[0])
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.signingConfig, "signing-config", "", "Sigstore signing configuration `FILE` of a private deployment; needs --trusted-root")
+	flags.StringVar(&f.trustedRoot, "trusted-root", "", "Sigstore trusted root `FILE` to verify the new bundles with (default: the public one)")
+	flags.StringVar(&f.localTrust, "local-trust", "", "sign with a local trust root in `DIR`, which is created when it is missing")
+	flags.StringVar(&f.bundleOutput, "bundle-output", "", "append the bundles to `FILE`, one a line")
+	return cmd
+}
+
+func (f *attestFlags) validate() error {
+	switch {
+	case f.localTrust != "" && (f.signingConfig != "" || f.trustedRoot != ""):
+		return usagef("--local-trust signs without any Sigstore deployment: leave out --signing-config and --trusted-root")
+	case f.signingConfig != "" && f.trustedRoot == "":
+		return usagef("--signing-config needs --trusted-root: the public trust root does not know a private deployment")
+	}
+	return nil
+}
+
+func (a *app) attest(ctx context.Context, f attestFlags, reference string) error {
+	if err := f.validate(); err != nil {
+		return err
+	}
+	ref, err := artifact.ParseReference(reference)
+	if err != nil {
+		return usageError{err}
+	}
+	if !ref.HasDigest() {
+		return usagef("attest %s: a tag can be moved while one attests: give the digest that push printed, %s@sha256:...", ref, ref.Place())
+	}
+	// What is missing for signing is told before anything is fetched.
+	job, err := a.newJob(ctx, f)
+	if err != nil {
+		return err
+	}
+	image, err := artifact.Open(ctx, ref)
+	if err != nil {
+		return err
+	}
+	measurements, err := image.Measurements(ctx)
+	if err != nil {
+		return err
+	}
+	if err := checkBeforeAttesting(image, measurements); err != nil {
+		return err
+	}
+	subject := ref.Place()
+	if ref.IsLayout() {
+		subject = image.Name
+	}
+	var bundles [][]byte
+	for _, statement := range []struct {
+		predicateType string
+		predicate     []byte
+	}{{attest.PredicateProvenance, job.provenance}, {attest.PredicateMeasurements, measurements}} {
+		s, err := attest.NewStatement(subject, image.Reference.Digest.Hex, statement.predicateType, statement.predicate)
+		if err != nil {
+			return err
+		}
+		bundle, err := job.signer.Sign(ctx, s)
+		if err != nil {
+			return err
+		}
+		bundles = append(bundles, bundle)
+	}
+	if err := writeBundles(f.bundleOutput, bundles); err != nil {
+		return err
+	}
+	return a.storeBundles(ctx, job, image.Reference, bundles)
+}
+
+// checkBeforeAttesting refuses to put a signature under a contradiction.
+func checkBeforeAttesting(image *artifact.Artifact, measurements []byte) error {
+	doc, err := measure.ParseDocument(measurements)
+	if err != nil {
+		return fmt.Errorf("attest %s: %w", image.Reference, err)
+	}
+	for _, n := range annotatedPCRs {
+		name := "pcr" + strconv.Itoa(n)
+		if annotated := image.Manifest.Annotations[name]; annotated != doc.PCR(n) {
+			return fmt.Errorf("attest %s: the manifest's annotation %s is %q and the measurements say %q: push the artifact again", image.Reference, name, annotated, doc.PCR(n))
+		}
+	}
+	return nil
+}
+
+// job is who attests, and where the attestations go.
+type job struct {
+	signer     *attest.Signer
+	provenance []byte
+	repository string // OWNER/REPO; empty for a local trust root
+	host       attest.Host
+	github     attest.GitHub
+}
+
+func (a *app) newJob(ctx context.Context, f attestFlags) (*job, error) {
+	if f.localTrust != "" {
+		return a.newLocalJob(f.localTrust)
+	}
+	if !gha.Enabled() {
+		return nil, errors.New("attest: there is no identity to sign with outside of a GitHub Actions job: run it in a workflow, or sign with throw-away keys: --local-trust DIR")
+	}
+	j := new(job)
+	server := os.Getenv("GITHUB_SERVER_URL")
+	if server == "" {
+		server = "https://github.com"
+	}
+	var hostErr error
+	if j.host, hostErr = attest.ParseHost(server); hostErr != nil && !errors.Is(hostErr, attest.ErrServer) {
+		return nil, hostErr
+	}
+	var instance attest.Instance
+	trust := attest.PublicTrust(ctx)
+	var err error
+	if f.signingConfig != "" {
+		if instance, err = attest.ReadInstance(f.signingConfig); err != nil {
+			return nil, err
+		}
+	}
+	if f.trustedRoot != "" {
+		if trust, err = attest.ReadTrust(f.trustedRoot); err != nil {
+			return nil, err
+		}
+	}
+	issuer := instance.Issuer
+	if issuer == "" {
+		if hostErr != nil {
+			return nil, fmt.Errorf("attest on %s: %w", j.host.Server, hostErr)
+		}
+		issuer = j.host.Issuer
+	}
+	j.github = attest.GitHub{API: os.Getenv("GITHUB_API_URL"), Token: gha.Token()}
+	if j.github.API == "" {
+		j.github.API = j.host.API()
+	}
+	if j.github.Token == "" {
+		return nil, errors.New("attest: there is no token to store the attestations with: set GITHUB_TOKEN (in a workflow: env: GITHUB_TOKEN: ${{ github.token }}) and give the job 'permissions: attestations: write'")
+	}
+	token, err := gha.IDToken(ctx, attest.AudienceClaims)
+	if err != nil {
+		return nil, fmt.Errorf("attest: %w", err)
+	}
+	claims, err := attest.VerifyToken(ctx, token, issuer, attest.AudienceClaims)
+	if err != nil {
+		return nil, err
+	}
+	if f.signingConfig == "" {
+		instance = attest.InstanceFor(j.host, claims.Visibility)
+	}
+	if !a.quiet {
+		fmt.Fprintf(a.stderr, "signing as %s with %s\n", claims.JobWorkflowRef, instance.Name)
+	}
+	j.repository = claims.Repository
+	if j.provenance, err = claims.Provenance(j.host.Server); err != nil {
+		return nil, err
+	}
+	j.signer = attest.NewSigner(instance, func(ctx context.Context) (string, error) {
+		return gha.IDToken(ctx, attest.AudienceSigning)
+	}, trust)
+	return j, nil
+}
+
+// newLocalJob signs with a local trust root, and says so whatever --quiet says.
+func (a *app) newLocalJob(dir string) (*job, error) {
+	local, err := attest.OpenLocalTrust(dir)
+	if err != nil {
+		return nil, err
+	}
+	if local.Created {
+		fmt.Fprintf(a.stderr, "created a local trust root in %s; its keys are not encrypted\n", dir)
+	}
+	fmt.Fprintf(a.stderr, "signing with the local trust root %s: this proves that its holder signed, not who built the image; only --local-trust verifies it\n", dir)
+	provenance, err := attest.LocalProvenance()
+	if err != nil {
+		return nil, err
+	}
+	return &job{signer: attest.NewLocalSigner(local), provenance: provenance}, nil
+}
+
+// writeBundles appends the bundles to a file before they are stored, so that a
+// store that refuses does not cost them. In a job there always is a file.
+func writeBundles(path string, bundles [][]byte) error {
+	temp := os.Getenv("RUNNER_TEMP")
+	inJob := gha.Enabled() && temp != ""
+	if path == "" {
+		if !inJob {
+			return nil
+		}
+		file, err := os.CreateTemp(temp, "attestations-*.jsonl")
+		if err != nil {
+			return fmt.Errorf("write the bundles: %w", err)
+		}
+		path = file.Name()
+		if err := file.Close(); err != nil {
+			return fmt.Errorf("write the bundles: %w", err)
+		}
+	}
+	if err := attest.AppendBundles(path, bundles...); err != nil {
+		return fmt.Errorf("write the bundles: %w", err)
+	}
+	if !gha.Enabled() {
+		return nil
+	}
+	absolute, err := filepath.Abs(path)
+	if err != nil {
+		return fmt.Errorf("write the bundles: %w", err)
+	}
+	if inJob {
+		if err := attest.RecordPath(temp, absolute); err != nil {
+			return fmt.Errorf("tell later steps of the bundles: %w", err)
+		}
+	}
+	return gha.SetOutput("bundle-path", absolute)
+}
+
+// storeBundles stores the bundles, of both predicates in order, with GitHub and
+// beside the artifact, and prints where each is.
+func (a *app) storeBundles(ctx context.Context, j *job, ref artifact.Reference, bundles [][]byte) error {
+	var out strings.Builder
+	for i, predicateType := range attest.Predicates {
+		fmt.Fprintf(&out, "%s\n", predicateType)
+		if j.repository != "" {
+			id, err := j.github.Store(ctx, j.repository, bundles[i])
+			if err != nil {
+				return err
+			}
+			page := j.host.Server + "/" + j.repository + "/attestations/" + id
+			fmt.Fprintf(&out, "  %s\n", page)
+			if predicateType == attest.PredicateMeasurements {
+				if err := errors.Join(gha.SetOutput("attestation-id", id), gha.SetOutput("attestation-url", page)); err != nil {
+					return err
+				}
+			}
+		}
+		digest, err := artifact.PutReferrer(ctx, ref, attest.BundleMediaType, bundles[i], attest.Annotations(predicateType))
+		if err != nil {
+			return fmt.Errorf("store the attestation beside the artifact: %w", err)
+		}
+		fmt.Fprintf(&out, "  %s\n", ref.WithDigest(digest))
+	}
+	_, err := fmt.Fprint(a.stdout, out.String())
+	return err
+}

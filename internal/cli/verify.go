@@ -1,0 +1,378 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/org/attestable-image-action/internal/artifact"
+	"github.com/org/attestable-image-action/internal/attest"
+	"github.com/org/attestable-image-action/internal/disk"
+	"github.com/org/attestable-image-action/internal/gha"
+	"github.com/org/attestable-image-action/internal/measure"
+)
+
+func newVerifyCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Verify an artifact and what is attested of it",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("there is nothing called %q to verify: write verify artifact REF", args[0])
+			}
+			return usagef("say what to verify: verify artifact REF")
+		},
+		RunE: func(*cobra.Command, []string) error { return nil },
+	}
+	cmd.AddCommand(newVerifyArtifactCommand(a))
+	return cmd
+}
+
+// verifyFlags are the flags of verify artifact.
+type verifyFlags struct {
+	repository, owner, workflow, ref, issuer string
+	trustedRoot, localTrust                  string
+	bundle, bundleFrom                       string
+	remeasure                                bool
+	format                                   string
+	predict                                  predictFlags
+}
+
+func newVerifyArtifactCommand(a *app) *cobra.Command {
+	var f verifyFlags
+	cmd := &cobra.Command{
+		Use:   "artifact REF",
+		Short: "Verify an artifact: who built it, and what a boot of it will measure",
+		Long: `Verify an artifact in a registry, or in an OCI layout (oci:DIR): that its
+manifest is the one that is attested, that provenance and measurements were
+signed by a workflow of the expected repository, that both say the same as the
+signer's certificate, and that the attested measurements are those inside the
+artifact. --remeasure also fetches the disk and predicts the PCRs again.
+
+The bundles are taken from --bundle, or from the registry, or from GitHub when
+the registry has none that will do; neither needs an account for what is
+public. They are verified with the public trust root, or with --trusted-root.
+
+The result is a table of checks. Exit status 1 says that one does not hold.`,
+		Example: `  attestable-image verify artifact ghcr.io/owner/image:v1 --repo owner/image
+  attestable-image verify artifact ghcr.io/owner/image:v1 --repo owner/image \
+      --signer-workflow owner/image/.github/workflows/image.yml --source-ref refs/heads/main --remeasure
+  attestable-image verify artifact oci:layout --local-trust trust`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usagef("give the reference of the artifact to verify, and nothing else")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.verifyArtifact(cmd.Context(), f, args[0])
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.repository, "repo", "", "`OWNER/REPO` that it must have been built from")
+	flags.StringVar(&f.owner, "owner", "", "owner of the repository that it must have been built from")
+	flags.StringVar(&f.workflow, "signer-workflow", "", "workflow that must have signed: `OWNER/REPO/PATH`, with or without @REF (default: any of the repository or owner)")
+	flags.StringVar(&f.ref, "source-ref", "", "`REF` that it must have been built from, as refs/heads/main (default: any)")
+	flags.StringVar(&f.issuer, "cert-oidc-issuer", "", "`URL` of the issuer of the signer's identity (default: GitHub's)")
+	flags.StringVar(&f.trustedRoot, "trusted-root", "", "Sigstore trusted root `FILE` (default: the public one, and GitHub's)")
+	flags.StringVar(&f.localTrust, "local-trust", "", "accept only what the local trust root in `DIR` signed")
+	flags.StringVar(&f.bundle, "bundle", "", "`FILE` of Sigstore bundles, one a line")
+	flags.StringVar(&f.bundleFrom, "bundle-from", "auto", "where to fetch bundles: registry, github or auto")
+	flags.BoolVar(&f.remeasure, "remeasure", false, "fetch the disk, check it, and predict its PCRs again")
+	flags.StringVar(&f.format, "format", "table", "table for people, or json for programs")
+	flags.StringVar(&f.predict.pk, "PK", "", "with --remeasure, for Secure Boot: `FILE` as measure takes it")
+	flags.StringVar(&f.predict.kek, "KEK", "", "likewise")
+	flags.StringVar(&f.predict.db, "db", "", "likewise")
+	flags.StringVar(&f.predict.dbx, "dbx", "", "likewise")
+	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "ref" { // what one tries first
+			name = "source-ref"
+		}
+		return pflag.NormalizedName(name)
+	})
+	return cmd
+}
+
+// verification is the result of verify artifact, as --format json prints it.
+type verification struct {
+	Reference string `json:"reference"` // with the digest that was verified
+	Verified  bool   `json:"verified"`
+	attest.Verdict
+}
+
+func (a *app) verifyArtifact(ctx context.Context, f verifyFlags, reference string) error {
+	ref, err := artifact.ParseReference(reference)
+	if err != nil {
+		return usageError{err}
+	}
+	expected, err := f.expectation()
+	if err != nil {
+		return usageError{err}
+	}
+	if err := f.validate(); err != nil {
+		return err
+	}
+	trust, err := f.trust(ctx)
+	if err != nil {
+		return err
+	}
+	image, err := artifact.Open(ctx, ref)
+	if err != nil {
+		return err
+	}
+	digest := image.Reference.Digest
+	sources, err := f.sources(image.Reference, expected)
+	if err != nil {
+		return err
+	}
+	verdict, err := attest.Verify(ctx, trust, expected, digest.Hex, sources...)
+	if err != nil {
+		return err
+	}
+	asked := "the one that " + ref.String() + " names"
+	if ref.HasDigest() {
+		asked = ref.Digest.String()
+	}
+	verdict.Checks = slices.Insert(verdict.Checks, 0, attest.Check{Name: "manifest", Expected: asked, Found: digest.String(), OK: true})
+	if verdict.Measurements != nil {
+		checks, err := compareInside(ctx, image, verdict.Measurements)
+		if err != nil {
+			return err
+		}
+		verdict.Checks = append(verdict.Checks, checks...)
+	}
+	if _, failed := verdict.Failed(); f.remeasure && !failed {
+		checks, err := a.remeasure(ctx, f, image, verdict.Measurements)
+		if err != nil {
+			return err
+		}
+		verdict.Checks = append(verdict.Checks, checks...)
+	}
+	return a.printVerification(f.format, image.Reference, verdict)
+}
+
+// expectation reads who must have signed.
+func (f *verifyFlags) expectation() (attest.Expectation, error) {
+	e := attest.Expectation{
+		Issuer: f.issuer, Repository: f.repository, Owner: f.owner, Workflow: f.workflow, Ref: f.ref, Local: f.localTrust != "",
+	}
+	server := cmp.Or(os.Getenv("GITHUB_SERVER_URL"), "https://github.com")
+	// As gh writes a repository of another host than github.com.
+	if strings.Count(f.repository, "/") == 2 {
+		var host string
+		host, e.Repository, _ = strings.Cut(f.repository, "/")
+		server = "https://" + host
+	}
+	var err error
+	e.Host, err = attest.ParseHost(server)
+	if err != nil && (!errors.Is(err, attest.ErrServer) || f.issuer == "" && !e.Local) {
+		return e, fmt.Errorf("%w; to verify what one signed, give --cert-oidc-issuer, too", err)
+	}
+	return e, e.Validate()
+}
+
+func (f *verifyFlags) validate() error {
+	switch {
+	case f.format != "table" && f.format != "json":
+		return usagef("--format: there is no format %q: give table or json", f.format)
+	case !slices.Contains([]string{"auto", "registry", "github"}, f.bundleFrom):
+		return usagef("--bundle-from: bundles come from registry, github or auto, not from %q; a file is named with --bundle", f.bundleFrom)
+	case f.bundle != "" && f.bundleFrom != "auto":
+		return usagef("--bundle and --bundle-from cannot be given together")
+	case f.localTrust != "" && f.trustedRoot != "":
+		return usagef("--local-trust and --trusted-root cannot be given together")
+	case f.localTrust != "" && f.bundleFrom == "github":
+		return usagef("GitHub keeps nothing that a local trust root signed: leave out --bundle-from")
+	}
+	return nil
+}
+
+func (f *verifyFlags) trust(ctx context.Context) (*attest.Trust, error) {
+	switch {
+	case f.localTrust != "":
+		return attest.ReadLocalTrust(f.localTrust)
+	case f.trustedRoot != "":
+		return attest.ReadTrust(f.trustedRoot)
+	}
+	return attest.PublicTrust(ctx), nil
+}
+
+// sources are where to look for bundles, in order.
+func (f *verifyFlags) sources(ref artifact.Reference, expected attest.Expectation) ([]attest.Source, error) {
+	if f.bundle != "" {
+		bundles, err := attest.ReadBundles(f.bundle)
+		if err != nil {
+			return nil, err
+		}
+		return []attest.Source{{Name: f.bundle, Fetch: func(context.Context) ([]attest.Candidate, error) { return bundles, nil }}}, nil
+	}
+	registry := attest.Source{Name: "the registry", Fetch: func(ctx context.Context) ([]attest.Candidate, error) { return fetchReferrers(ctx, ref) }}
+	if ref.IsLayout() {
+		registry.Name = "the layout"
+	}
+	github := attest.Source{Name: "GitHub", Fetch: func(ctx context.Context) ([]attest.Candidate, error) {
+		api := attest.GitHub{API: cmp.Or(os.Getenv("GITHUB_API_URL"), expected.Host.API()), Token: gha.Token()}
+		return api.Bundles(ctx, expected.Scope(), ref.Digest.Hex)
+	}}
+	switch {
+	case f.bundleFrom == "registry" || expected.Local:
+		return []attest.Source{registry}, nil
+	case f.bundleFrom == "github":
+		return []attest.Source{github}, nil
+	}
+	return []attest.Source{registry, github}, nil
+}
+
+// fetchReferrers fetches the bundles that hang on an artifact. One that cannot
+// be fetched is as good as one that does not verify.
+func fetchReferrers(ctx context.Context, ref artifact.Reference) ([]attest.Candidate, error) {
+	referrers, err := artifact.Referrers(ctx, ref, attest.BundleMediaType)
+	if err != nil {
+		return nil, err
+	}
+	// Others can hang as much as they like on an artifact: what is not said to
+	// be of use is not fetched, and what is said to be comes first.
+	rank := func(d v1.Descriptor) int {
+		switch d.Annotations[attest.AnnotationType] {
+		case attest.PredicateProvenance, attest.PredicateMeasurements:
+			return 0
+		case "":
+			return 1
+		}
+		return 2
+	}
+	referrers = slices.DeleteFunc(referrers, func(d v1.Descriptor) bool { return rank(d) == 2 })
+	slices.SortStableFunc(referrers, func(x, y v1.Descriptor) int { return rank(x) - rank(y) })
+	candidates := make([]attest.Candidate, 0, min(len(referrers), attest.MaxBundles))
+	for _, d := range referrers[:min(len(referrers), attest.MaxBundles)] {
+		c := attest.Candidate{Source: "referrer " + d.Digest.String()}
+		if c.Data, c.Err = artifact.GetReferrer(ctx, ref, d); c.Err != nil && ctx.Err() != nil {
+			return nil, c.Err
+		}
+		candidates = append(candidates, c)
+	}
+	return candidates, nil
+}
+
+// compareInside compares the attested measurements with what the artifact says
+// of itself: the document inside it and the manifest's annotations.
+func compareInside(ctx context.Context, image *artifact.Artifact, attested []byte) ([]attest.Check, error) {
+	doc, err := measure.ParseDocument(attested)
+	if err != nil {
+		return []attest.Check{{Name: "attested measurements", Expected: "a measurements document", Found: err.Error()}}, nil
+	}
+	inside, err := image.Measurements(ctx)
+	if err != nil {
+		return nil, err
+	}
+	same, err := attest.CompareMeasurements(attested, inside)
+	if err != nil {
+		return nil, err
+	}
+	checks := []attest.Check{same}
+	for _, n := range annotatedPCRs {
+		annotated := image.Manifest.Annotations["pcr"+strconv.Itoa(n)]
+		checks = append(checks, compared("annotation pcr"+strconv.Itoa(n), doc.PCR(n), annotated))
+	}
+	return checks, nil
+}
+
+// compared is a check that two values are the same, and there.
+func compared(name, expected, found string) attest.Check {
+	return attest.Check{Name: name, Expected: cmp.Or(expected, "nothing"), Found: cmp.Or(found, "nothing"), OK: expected == found && expected != ""}
+}
+
+// remeasure fetches the disk into a temporary file, checks it against the
+// attested document, and predicts the PCRs again.
+func (a *app) remeasure(ctx context.Context, f verifyFlags, image *artifact.Artifact, attested []byte) ([]attest.Check, error) {
+	doc, err := measure.ParseDocument(attested)
+	if err != nil {
+		return nil, err
+	}
+	if doc.Disk == nil {
+		return []attest.Check{compared("disk", "", "")}, nil
+	}
+	options := measure.Options{Bank: doc.Measurements.HashAlgorithm, Arch: doc.Architecture, PCRs: slices.Sorted(maps.Keys(doc.Measurements.PCRs))}
+	if options.SecureBoot, err = f.predict.secureBoot(); err != nil {
+		return nil, err
+	}
+	if doc.SecureBoot.Enabled != options.SecureBoot.Enabled() {
+		return nil, usagef("measure %s again: the attested measurements are for Secure Boot %s: give the variables that they were made with in --PK, --KEK, --db and --dbx, or none", image.Reference, onOff(doc.SecureBoot.Enabled))
+	}
+	dir, err := os.MkdirTemp("", "attestable-image-")
+	if err != nil {
+		return nil, fmt.Errorf("make room for the disk: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "image.raw")
+	progress := a.newProgress("fetch disk", doc.Disk.Size)
+	// The artifact as it was read knows no progress: it is opened once more,
+	// by its digest.
+	if image, err = artifact.Open(ctx, image.Reference, artifact.WithProgress(progress.add)); err == nil {
+		err = image.RestoreDisk(ctx, path, doc.Disk.SHA256, doc.Disk.Size)
+	}
+	progress.finish()
+	expected := fmt.Sprintf("sha256:%s, %d bytes", doc.Disk.SHA256, doc.Disk.Size)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		return []attest.Check{{Name: "disk", Expected: expected, Found: err.Error()}}, nil
+	}
+	checks := []attest.Check{{Name: "disk", Expected: expected, Found: expected, OK: true}}
+	d, err := disk.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	prediction, err := measure.Disk(ctx, d, options)
+	if err != nil {
+		return append(checks, attest.Check{Name: "disk measured again", Expected: "the attested PCRs", Found: err.Error()}), nil
+	}
+	again := prediction.Document()
+	again.Disk = doc.Disk // which RestoreDisk checked
+	for _, n := range options.PCRs {
+		checks = append(checks, compared("PCR"+strconv.Itoa(n)+" measured again", doc.PCR(n), again.PCR(n)))
+	}
+	for _, difference := range measure.Compare(doc, again) {
+		if !strings.HasPrefix(difference.Field, "PCR") {
+			checks = append(checks, compared(difference.Field+" measured again", difference.Attested, difference.Measured))
+		}
+	}
+	return checks, nil
+}
+
+// printVerification prints the verdict, and says on standard error what first
+// does not hold.
+func (a *app) printVerification(format string, ref artifact.Reference, verdict *attest.Verdict) error {
+	failed, bad := verdict.Failed()
+	if format == "json" {
+		encoder := json.NewEncoder(a.stdout)
+		encoder.SetIndent("", "  ")
+		encoder.SetEscapeHTML(false)
+		if err := encoder.Encode(verification{Reference: ref.String(), Verified: !bad, Verdict: *verdict}); err != nil {
+			return err
+		}
+	} else if _, err := fmt.Fprint(a.stdout, verdictTable(ref, verdict, a.width())); err != nil {
+		return err
+	}
+	if !bad {
+		return nil
+	}
+	sentence := fmt.Sprintf("%s does not verify: %s: expected %s, found %s", ref, failed.Name, printable(failed.Expected), printable(failed.Found))
+	fmt.Fprintf(a.stderr, "Error: %s\n", sentence)
+	gha.Error(a.stderr, "attestable-image", sentence)
+	return errDoesNotVerify
+}
