@@ -40,6 +40,10 @@ func openRegistry(ctx context.Context, ref Reference, want intent, o options) (*
 		return nil, fmt.Errorf("find credentials for %s in the docker configuration: %w", ref.Host(), err)
 	}
 	authenticated, err := transport.NewWithContext(ctx, ref.repository.Registry, credentials, newTransport(o.patience), []string{ref.repository.Scope(scope)})
+	var refused *transport.Error
+	if errors.As(err, &refused) && refused.StatusCode == http.StatusNotFound {
+		return nil, fmt.Errorf("log in to registry of %s: there is no registry at %s (%w): check the host in the reference", ref, ref.Host(), fromTransport(refused, 0))
+	}
 	if err != nil {
 		return nil, explain("log in to registry of", ref, want, err)
 	}
