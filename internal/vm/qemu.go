@@ -43,11 +43,11 @@ func cpuModel(arch, accelerator string, major int) string {
 	case arch == "aarch64":
 		return "max,pauth=off" // translating pointer authentication takes most of the time
 	case major < 8:
-		// QEMU 7.2: a soft lock-up in code that uses fast string moves, a rare
-		// double fault after cmpxchg16b, and an SVM that udev trips over.
-		return "max,erms=off,fsrm=off,cx16=off,svm=off"
+		// QEMU 7.2: a soft lock-up in code that uses fast string moves, and a rare
+		// double fault after cmpxchg16b. SVM stays on: udev fails without it.
+		return "max,erms=off,fsrm=off,cx16=off"
 	default:
-		return "max,svm=off"
+		return "max"
 	}
 }
 
