@@ -1,11 +1,13 @@
 package disk
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"unicode/utf16"
 )
@@ -51,7 +53,10 @@ const (
 // FAT size is zero, FAT12 below 4,085 clusters, FAT16 otherwise.
 func OpenFAT(r io.ReaderAt, size int64) (*FAT, error) {
 	boot := make([]byte, 512)
-	if _, err := r.ReadAt(boot, 0); err != nil {
+	if size < int64(len(boot)) {
+		return nil, fmt.Errorf("it is no FAT file system: %d bytes have no room for a boot sector", size)
+	}
+	if n, err := r.ReadAt(boot, 0); n < len(boot) {
 		return nil, fmt.Errorf("read FAT boot sector: %w", err)
 	}
 	le := binary.LittleEndian
@@ -122,8 +127,12 @@ func OpenFAT(r io.ReaderAt, size int64) (*FAT, error) {
 	return f, nil
 }
 
-// run is a stretch of consecutive clusters.
-type run struct{ offset, length int64 } // bytes
+// run is a stretch of consecutive clusters, in bytes.
+type run struct {
+	start  int64 // from the start of the file
+	offset int64 // from the start of the file system
+	length int64
+}
 
 // chain follows the clusters from first until limit bytes are covered (or the
 // chain ends, with a limit of -1), and returns them as coalesced runs.
@@ -145,11 +154,11 @@ func (f *FAT) chain(first uint32, limit int64) ([]run, error) {
 			if n == fatMaxRuns {
 				return nil, fmt.Errorf("the cluster chain from %d is in more than %d pieces", first, fatMaxRuns)
 			}
-			runs = append(runs, run{offset, f.clusterSize})
+			runs = append(runs, run{covered, offset, f.clusterSize})
 		}
 		covered += f.clusterSize
 		if limit >= 0 && covered >= limit {
-			return runs, nil
+			return runs, checkRuns(runs, first)
 		}
 		if limit < 0 && covered > fatMaxDir {
 			return nil, fmt.Errorf("the directory at cluster %d is longer than FAT allows", first)
@@ -162,10 +171,23 @@ func (f *FAT) chain(first uint32, limit int64) ([]run, error) {
 			if limit >= 0 {
 				return nil, fmt.Errorf("the cluster chain from %d ends after %d of %d bytes", first, covered, limit)
 			}
-			return runs, nil
+			return runs, checkRuns(runs, first)
 		}
 		cluster = next
 	}
+}
+
+// checkRuns refuses a chain that uses a cluster twice, which nothing but a
+// circle does.
+func checkRuns(runs []run, first uint32) error {
+	sorted := slices.Clone(runs)
+	slices.SortFunc(sorted, func(a, b run) int { return cmp.Compare(a.offset, b.offset) })
+	for i := 1; i < len(sorted); i++ {
+		if sorted[i].offset < sorted[i-1].offset+sorted[i-1].length {
+			return fmt.Errorf("the cluster chain from %d runs in a circle", first)
+		}
+	}
+	return nil
 }
 
 func (f *FAT) endOfChain(entry uint32) bool {
@@ -290,23 +312,21 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, errors.New("read at a negative offset")
 	}
+	// The first run that ends behind off.
+	next, _ := slices.BinarySearchFunc(f.runs, off, func(r run, off int64) int { return cmp.Compare(r.start+r.length, off+1) })
 	total := 0
-	pos := int64(0)
-	for _, r := range f.runs {
-		if total == len(p) || off+int64(total) >= f.size {
+	for _, r := range f.runs[next:] {
+		at := off + int64(total)
+		if total == len(p) || at >= f.size {
 			break
 		}
-		at := off + int64(total)
-		if at < pos+r.length {
-			inRun := at - pos
-			n := min(int64(len(p)-total), r.length-inRun, f.size-at)
-			got, err := f.fat.r.ReadAt(p[total:total+int(n)], r.offset+inRun)
-			total += got
-			if int64(got) < n {
-				return total, fmt.Errorf("read %s: %w", f.path, err)
-			}
+		inRun := at - r.start
+		n := min(int64(len(p)-total), r.length-inRun, f.size-at)
+		got, err := f.fat.r.ReadAt(p[total:total+int(n)], r.offset+inRun)
+		total += got
+		if int64(got) < n {
+			return total, fmt.Errorf("read %s: %w", f.path, err)
 		}
-		pos += r.length
 	}
 	if total < len(p) {
 		return total, io.EOF
@@ -330,10 +350,13 @@ func (f *FAT) lookup(path string) (DirEntry, error) {
 		}
 		found := false
 		for _, e := range entries {
-			if strings.EqualFold(e.Name, name) || strings.EqualFold(e.short, name) {
-				entry, found = e, true
-				break
+			if !strings.EqualFold(e.Name, name) && !strings.EqualFold(e.short, name) {
+				continue
 			}
+			if found {
+				return entry, fmt.Errorf("open %s: its directory has two entries named %s, and which one firmware opens cannot be told", path, name)
+			}
+			entry, found = e, true
 		}
 		if !found {
 			return entry, fmt.Errorf("open %s: %w", path, fs.ErrNotExist)
@@ -345,7 +368,7 @@ func (f *FAT) lookup(path string) (DirEntry, error) {
 func (f *FAT) readDir(dir DirEntry) ([]DirEntry, error) {
 	var runs []run
 	if dir.cluster == 0 && f.bits != 32 {
-		runs = []run{{f.rootOffset, f.rootSize}}
+		runs = []run{{0, f.rootOffset, f.rootSize}}
 	} else {
 		var err error
 		if runs, err = f.chain(dir.cluster, -1); err != nil {
@@ -358,8 +381,8 @@ func (f *FAT) readDir(dir DirEntry) ([]DirEntry, error) {
 	for _, r := range runs {
 		for off := int64(0); off < r.length; off += int64(len(block)) {
 			block = block[:min(int64(cap(block)), r.length-off)]
-			if _, err := f.r.ReadAt(block, r.offset+off); err != nil {
-				return nil, err
+			if n, err := f.r.ReadAt(block, r.offset+off); n < len(block) {
+				return nil, fmt.Errorf("read %d bytes of it at byte %d: %w", len(block), r.offset+off, err)
 			}
 			for raw := block; len(raw) >= 32; raw = raw[32:] {
 				switch {
@@ -435,7 +458,7 @@ type longName struct {
 func (l *longName) reset() { *l = longName{units: l.units[:0]} }
 
 func (l *longName) add(raw []byte) {
-	sequence := int(raw[0] & 0x1f)
+	sequence := int(raw[0] &^ 0x40)
 	switch {
 	case raw[0]&0x40 != 0 && sequence >= 1 && sequence <= 20:
 		l.units = append(l.units[:0], make([]uint16, sequence*13)...)

@@ -2,11 +2,13 @@ package disk
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"unicode/utf16"
 )
 
@@ -39,7 +41,7 @@ type Partition struct {
 // GPT is a GUID partition table (UEFI 2.10, section 5.3).
 type GPT struct {
 	SectorSize int64       // bytes: 512 or 4096
-	Header     []byte      // the primary header's HeaderSize bytes, as on the disk
+	Header     []byte      // the 92 bytes of the primary header that UEFI defines, as on the disk
 	DiskGUID   GUID        // unique to this disk
 	Partitions []Partition // the used entries, in the order of the table
 }
@@ -55,8 +57,10 @@ const (
 // errNoGPT is returned when the signature of the primary header is missing.
 var errNoGPT = errors.New("there is no GUID partition table: no \"EFI PART\" at sector 1")
 
-// GPT reads the primary GUID partition table and checks both of its CRC-32s,
-// as firmware does. Sectors of 512 and 4096 bytes are tried in that order.
+// GPT reads the primary GUID partition table and checks all that makes firmware
+// pass over it: the protective MBR, both CRC-32s, partitions that overlap or lie
+// outside the usable sectors. Sectors of 512 and 4096 bytes are tried in that
+// order.
 func (d *Disk) GPT() (*GPT, error) {
 	g, err := readGPT(d, d.size, 512)
 	if errors.Is(err, errNoGPT) {
@@ -64,17 +68,36 @@ func (d *Disk) GPT() (*GPT, error) {
 			g, err = g4, err4
 		}
 	}
+	if err == nil {
+		err = checkProtectiveMBR(d)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read GPT of %s: %w", d.Name(), err)
 	}
 	return g, nil
 }
 
+// checkProtectiveMBR looks for the protective partition record in sector 0
+// (UEFI 2.10, section 5.2.3), without which EDK II does not look for a GPT.
+func checkProtectiveMBR(r io.ReaderAt) error {
+	mbr := make([]byte, 512)
+	if n, err := r.ReadAt(mbr, 0); n < len(mbr) {
+		return fmt.Errorf("read protective MBR: %w", err)
+	}
+	for record := mbr[446:510]; len(record) >= 16; record = record[16:] {
+		if record[0] == 0 && record[4] == 0xee && binary.LittleEndian.Uint32(record[8:]) == 1 {
+			return nil
+		}
+	}
+	return errors.New("there is no protective MBR (a partition of type 0xee at sector 1): firmware would pass over the GUID partition table")
+}
+
 func readGPT(r io.ReaderAt, size, sector int64) (*GPT, error) {
 	header := make([]byte, 512)
-	if _, err := r.ReadAt(header, sector); err == io.EOF {
+	if size < sector+int64(len(header)) {
 		return nil, errNoGPT
-	} else if err != nil {
+	}
+	if n, err := r.ReadAt(header, sector); n < len(header) {
 		return nil, err
 	}
 	if string(header[:8]) != gptSignature {
@@ -89,7 +112,7 @@ func readGPT(r io.ReaderAt, size, sector int64) (*GPT, error) {
 	zeroed := bytes.Clone(header)
 	clear(zeroed[16:20])
 	if got := crc32.ChecksumIEEE(zeroed); got != sum {
-		return nil, fmt.Errorf("header CRC-32 is %08x, but its content gives %08x: firmware would not boot from this disk", sum, got)
+		return nil, fmt.Errorf("header CRC-32 is %08x, but its content gives %08x: the table is damaged", sum, got)
 	}
 	if lba := binary.LittleEndian.Uint64(header[24:]); lba != 1 {
 		return nil, fmt.Errorf("primary header says that it is at sector %d, not 1", lba)
@@ -97,8 +120,8 @@ func readGPT(r io.ReaderAt, size, sector int64) (*GPT, error) {
 	tableLBA := binary.LittleEndian.Uint64(header[72:])
 	count := binary.LittleEndian.Uint32(header[80:])
 	entrySize := binary.LittleEndian.Uint32(header[84:])
-	if entrySize < 128 || entrySize%128 != 0 {
-		return nil, fmt.Errorf("entry size %d is not a multiple of 128", entrySize)
+	if entrySize < 128 || entrySize&(entrySize-1) != 0 {
+		return nil, fmt.Errorf("entry size %d is not 128 times a power of two", entrySize)
 	}
 	tableSize := uint64(count) * uint64(entrySize)
 	if tableSize > gptMaxTable {
@@ -108,13 +131,14 @@ func readGPT(r io.ReaderAt, size, sector int64) (*GPT, error) {
 		return nil, fmt.Errorf("table at sector %d lies outside the disk of %d bytes", tableLBA, size)
 	}
 	table := make([]byte, tableSize)
-	if _, err := r.ReadAt(table, int64(tableLBA)*sector); err != nil {
+	if n, err := r.ReadAt(table, int64(tableLBA)*sector); n < len(table) {
 		return nil, fmt.Errorf("read partition entries: %w", err)
 	}
 	if want, got := binary.LittleEndian.Uint32(header[88:]), crc32.ChecksumIEEE(table); want != got {
-		return nil, fmt.Errorf("CRC-32 of the entries is %08x, but their content gives %08x: firmware would not boot from this disk", want, got)
+		return nil, fmt.Errorf("CRC-32 of the entries is %08x, but their content gives %08x: the table is damaged", want, got)
 	}
-	g := &GPT{SectorSize: sector, Header: header, DiskGUID: GUID(header[56:72])}
+	g := &GPT{SectorSize: sector, Header: header[:gptHeaderSize], DiskGUID: GUID(header[56:72])}
+	usableFirst, usableLast := binary.LittleEndian.Uint64(header[40:]), binary.LittleEndian.Uint64(header[48:])
 	for i := range int(count) {
 		entry := table[i*int(entrySize) : (i+1)*int(entrySize)]
 		if GUID(entry[:16]) == (GUID{}) {
@@ -124,6 +148,9 @@ func readGPT(r io.ReaderAt, size, sector int64) (*GPT, error) {
 		last := binary.LittleEndian.Uint64(entry[40:])
 		if first > last || last >= uint64(size/sector) {
 			return nil, fmt.Errorf("partition %d, sectors %d to %d, lies outside the disk of %d bytes", i+1, first, last, size)
+		}
+		if first < usableFirst || last > usableLast {
+			return nil, fmt.Errorf("partition %d, sectors %d to %d, lies outside the usable sectors %d to %d: firmware would pass over it", i+1, first, last, usableFirst, usableLast)
 		}
 		g.Partitions = append(g.Partitions, Partition{
 			Number: i + 1,
@@ -135,7 +162,20 @@ func readGPT(r io.ReaderAt, size, sector int64) (*GPT, error) {
 			Entry:  entry,
 		})
 	}
-	return g, nil
+	return g, g.checkOverlaps()
+}
+
+// checkOverlaps refuses partitions that share sectors: firmware would pass over
+// both.
+func (g *GPT) checkOverlaps() error {
+	sorted := slices.Clone(g.Partitions)
+	slices.SortFunc(sorted, func(a, b Partition) int { return cmp.Compare(a.Offset, b.Offset) })
+	for i := 1; i < len(sorted); i++ {
+		if a, b := sorted[i-1], sorted[i]; b.Offset < a.Offset+a.Size {
+			return fmt.Errorf("partitions %d and %d overlap: firmware would pass over them", min(a.Number, b.Number), max(a.Number, b.Number))
+		}
+	}
+	return nil
 }
 
 // ESP returns the disk's one EFI system partition.
