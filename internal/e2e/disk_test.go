@@ -52,6 +52,7 @@ func smallDisk(t *testing.T) string {
 func smallUKI() []byte {
 	return portableExecutable([]peSection{
 		{".text", bytes.Repeat([]byte{0xC3}, 64)}, // ret
+		{".sdmagic", []byte("#### LoaderInfo: systemd-stub 252.39-1~deb12u1 ####\x00")},
 		{".osrel", []byte("ID=debian\nVERSION_ID=\"12\"\n")},
 		{".cmdline", []byte("root=/dev/dm-0 ro quiet\x00")},
 		{".uname", []byte("6.1.0-test")},
