@@ -128,6 +128,9 @@ func (d *diskReader) Read(p []byte) (int, error) {
 	if _, digestErr := io.Copy(io.Discard, d.verified); digestErr != nil {
 		err = digestErr
 	}
+	if errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded) {
+		err = fmt.Errorf("it was compressed with a window of more than %d MiB, which would take too much memory: push the disk again", maxWindow>>20)
+	}
 	d.err = err
 	if err != io.EOF { //nolint:errorlint // io.Reader returns io.EOF itself
 		d.err = fmt.Errorf("read disk of %s: %w", d.artifact.Reference, err)

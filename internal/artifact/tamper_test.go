@@ -1,0 +1,360 @@
+package artifact
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"cuelabs.dev/go/oci/ociregistry/ocimem"
+	"cuelabs.dev/go/oci/ociregistry/ociserver"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/org/attestable-image-action/internal/testenv"
+)
+
+// flipMiddle changes one byte.
+func flipMiddle(body []byte) []byte {
+	body = bytes.Clone(body)
+	body[len(body)/2] ^= 1
+	return body
+}
+
+// TestTampered reads from a registry that changes what it was given.
+func TestTampered(t *testing.T) {
+	path := sparseDisk(t)
+	sum, size := sums(t, path)
+	r := testenv.StartRegistry(t)
+	result, err := Push(t.Context(), parse(t, r.Host+"/octo-org/image:v1"), contentOf(t, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := PutReferrer(t.Context(), result.Reference, "application/x", []byte("bundle"), nil); err != nil {
+		t.Fatal(err)
+	}
+	original, err := Open(t.Context(), result.Reference)
+	if err != nil {
+		t.Fatal(err)
+	}
+	byTag := parse(t, r.Host+"/octo-org/image:v1")
+	change := func(part string, f func([]byte) []byte) func(string, []byte) []byte {
+		return func(path string, body []byte) []byte {
+			if strings.Contains(path, part) {
+				return f(body)
+			}
+			return body
+		}
+	}
+	disk, measurements := original.DiskLayer.Digest.String(), original.measurements.Digest.String()
+	for name, c := range map[string]struct {
+		ref    Reference
+		tamper func(path string, body []byte) []byte
+		want   string
+	}{
+		"manifest by digest":     {result.Reference, change("/manifests/", flipMiddle), "does not match the digest"},
+		"manifest by tag":        {byTag, change("/manifests/", flipMiddle), "does not match the digest"},
+		"manifest without end":   {result.Reference, change("/manifests/", func(b []byte) []byte { return append(b, make([]byte, maxManifest)...) }), "longer than the 4194304 bytes"},
+		"disk":                   {result.Reference, change(disk, flipMiddle), "does not match its digest"},
+		"disk cut off":           {result.Reference, change(disk, func(b []byte) []byte { return b[:len(b)/2] }), "does not match its digest"},
+		"disk cut off by a byte": {result.Reference, change(disk, func(b []byte) []byte { return b[:len(b)-1] }), "does not match its digest"},
+		"disk and more":          {result.Reference, change(disk, func(b []byte) []byte { return append(bytes.Clone(b), b...) }), "does not match its digest"},
+		"measurements":           {result.Reference, change(measurements, flipMiddle), "does not match its digest"},
+		"measurements and more":  {result.Reference, change(measurements, func(b []byte) []byte { return append(b, ' ') }), "does not match its digest"},
+		"referrer":               {result.Reference, change(digestOf([]byte("bundle")).String(), flipMiddle), "does not match its digest"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r.Lie(t, c.tamper)
+			dir := t.TempDir()
+			err := func() error {
+				found, err := Open(t.Context(), c.ref, withPatience(hasty))
+				if err != nil {
+					return err
+				}
+				if _, err := found.Measurements(t.Context()); err != nil {
+					return err
+				}
+				if err := found.RestoreDisk(t.Context(), filepath.Join(dir, "disk.raw"), sum, size); err != nil {
+					return err
+				}
+				referrers, err := Referrers(t.Context(), result.Reference, "")
+				if err != nil {
+					return err
+				}
+				_, err = GetReferrer(t.Context(), result.Reference, referrers[0])
+				return err
+			}()
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v\nwant: %s", err, c.want)
+			}
+			if left, err := os.ReadDir(dir); name != "referrer" && (err != nil || len(left) > 0) {
+				t.Errorf("it left %v (%v)", left, err)
+			}
+		})
+	}
+}
+
+// TestRestoreRefuses restores disks that are not what the measurements say.
+func TestRestoreRefuses(t *testing.T) {
+	path := sparseDisk(t)
+	sum, size := sums(t, path)
+	ref := parse(t, "oci:"+t.TempDir())
+	if _, err := Push(t.Context(), ref, contentOf(t, path)); err != nil {
+		t.Fatal(err)
+	}
+	found, err := Open(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		sum  string
+		size int64
+		want string
+	}{
+		"another digest": {strings.Repeat("0", 64), size, "its SHA-256 is " + sum},
+		"longer":         {sum, size - 1, "the disk is longer than the"},
+		"much longer":    {sum, 1, "the disk is longer than the 1 bytes"},
+		"shorter":        {sum, size + 1, fmt.Sprintf("the disk has %d bytes, and its measurements say %d", size, size+1)},
+		"no size":        {sum, 0, "a size of 0 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			err := found.RestoreDisk(t.Context(), filepath.Join(dir, "disk.raw"), c.sum, c.size)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v\nwant: %s", err, c.want)
+			}
+			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+				t.Errorf("it left %v (%v)", left, err)
+			}
+		})
+	}
+}
+
+// TestForeignDisk reads disks that others compressed, and refuses those that
+// would take memory.
+func TestForeignDisk(t *testing.T) {
+	disk := append(text(1<<20), make([]byte, 22<<20)...)
+	path := filepath.Join(t.TempDir(), "disk.raw")
+	if err := os.WriteFile(path, disk, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	compress := func(t *testing.T, flags ...string) []byte {
+		t.Helper()
+		out, err := exec.Command(testenv.Tool(t, "zstd"), append(flags, "-q", "-c", path)...).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		flags []string
+		raw   []byte
+		want  string // "" when the disk is read
+	}{
+		"zstd -3":          {flags: []string{"-3"}},
+		"zstd -19":         {flags: []string{"-19", "--no-check"}},
+		"zstd --long=27":   {flags: []string{"-3", "--long=27"}, want: "a window of more than 8 MiB"},
+		"not zstd":         {raw: []byte("this is no zstd frame"), want: "invalid"},
+		"nothing":          {raw: []byte{}},
+		"a dictionary":     {raw: []byte{0x28, 0xb5, 0x2f, 0xfd, 0x23, 1, 2, 3, 4, 0, 1, 0, 0}, want: "dictionary"},
+		"an endless frame": {raw: []byte{0x28, 0xb5, 0x2f, 0xfd, 0xc0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f}, want: "read disk of"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			data := c.raw
+			if data == nil {
+				data = compress(t, c.flags...)
+			}
+			found := &Artifact{DiskLayer: describe(data, MediaTypeDisk), Reference: parse(t, "oci:"+t.TempDir())}
+			store, err := openLayout(found.Reference, toWrite)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found.store = store
+			if err := store.putBlob(t.Context(), found.DiskLayer, data); err != nil {
+				t.Fatal(err)
+			}
+			r, err := found.Disk(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			got, err := io.ReadAll(io.LimitReader(r, int64(len(disk))+1))
+			switch {
+			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+				t.Errorf("%v\nwant: %s", err, c.want)
+			case c.want == "" && err != nil:
+				t.Error(err)
+			case c.want == "" && len(data) > 0 && !bytes.Equal(got, disk):
+				t.Errorf("read %d bytes that are not the disk's %d", len(got), len(disk))
+			}
+		})
+	}
+}
+
+// TestPullResumes breaks the connection in the middle of the disk.
+func TestPullResumes(t *testing.T) {
+	path := sparseDisk(t)
+	sum, size := sums(t, path)
+	for _, kind := range testenv.RegistryKinds {
+		t.Run(kind.Name, func(t *testing.T) {
+			r := kind.Start(t)
+			result, err := Push(t.Context(), parse(t, r.Host+"/octo-org/image:v1"), contentOf(t, path))
+			if err != nil {
+				t.Fatal(err)
+			}
+			found, err := Open(t.Context(), result.Reference, withPatience(hasty))
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw, err := readBlob(t.Context(), found.store, found.DiskLayer, 64<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var broken, ranges atomic.Int64
+			r.Intercept(t, func(w http.ResponseWriter, request *http.Request) bool {
+				if !strings.HasSuffix(request.URL.Path, "/blobs/"+found.DiskLayer.Digest.String()) {
+					return false
+				}
+				if request.Header.Get("Range") != "" {
+					ranges.Add(1)
+				}
+				if broken.Add(1) > 1 {
+					return false
+				}
+				w.Header().Set("Content-Length", fmt.Sprint(len(raw)))
+				_, _ = w.Write(raw[:len(raw)/3])
+				panic(http.ErrAbortHandler)
+			})
+			restored := filepath.Join(t.TempDir(), "disk.raw")
+			if err := found.RestoreDisk(t.Context(), restored, sum, size); err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := sums(t, restored); got != sum {
+				t.Errorf("restored %s; want %s", got, sum)
+			}
+			if ranges.Load() != 1 {
+				t.Errorf("%d requests asked for the rest; want 1", ranges.Load())
+			}
+		})
+	}
+}
+
+// TestReferrersAPIs meets registries that say one thing and do another.
+func TestReferrersAPIs(t *testing.T) {
+	path := sparseDisk(t)
+	empty := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`
+	index := string(types.OCIImageIndex)
+	for name, c := range map[string]struct {
+		api    http.HandlerFunc
+		silent bool   // it leaves out the header OCI-Subject
+		want   string // of listing; "" when the referrer is found
+	}{
+		"no API":              {api: answer(404, "{}")},
+		"a web page":          {api: answer(200, "<html>")},
+		"not allowed":         {api: answer(405, "{}")},
+		"denied":              {api: answer(403, "{}")},
+		"failing":             {api: answer(500, "{}")},
+		"a list of nothing":   {api: answerType(200, empty, index), silent: true},
+		"a broken list":       {api: answerType(200, `{"schemaVersion":2,"manifests":[{"digest":"x"}]}`, index), want: "it is no image index"},
+		"a manifest":          {api: answerType(200, `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}`, index), want: "its media type is"},
+		"a list without end":  {api: answerType(200, strings.Repeat(" ", maxIndex+1), index), want: "longer than the 4194304 bytes"},
+		"pages without end":   {api: endlessPages(empty), want: "the list has more than 50 pages"},
+		"more than there are": {api: answerType(200, manyReferrers(t, maxReferrers+1), index), want: "more than the 1000 that are allowed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			backend := ociserver.New(ocimem.New(), nil)
+			r := testenv.FrontRegistry(t, http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+				if c.silent {
+					w = silentWriter{w}
+				}
+				backend.ServeHTTP(w, request)
+			}))
+			ref := parse(t, r.Host+"/octo-org/image:v1")
+			result, err := Push(t.Context(), ref, contentOf(t, path))
+			if err != nil {
+				t.Fatal(err)
+			}
+			breakRegistry(t, r, on(http.MethodGet, "/referrers/"), 0, c.api)
+			var digest v1.Hash
+			for _, blob := range []string{"one", "two"} {
+				if digest, err = PutReferrer(t.Context(), result.Reference, "application/x", []byte(blob), nil, withPatience(hasty)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			found, err := Referrers(t.Context(), result.Reference, "application/x", withPatience(hasty))
+			switch {
+			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+				t.Errorf("%v, %v\nwant: %s", found, err, c.want)
+			case c.want == "" && (err != nil || len(found) != 2 || found[1].Digest != digest):
+				t.Errorf("%v, %v; want two, the last %s", found, err, digest)
+			}
+		})
+	}
+}
+
+// silentWriter does not say that the registry knows of subjects.
+type silentWriter struct{ http.ResponseWriter }
+
+func (w silentWriter) WriteHeader(status int) {
+	w.Header().Del("OCI-Subject")
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func answerType(status int, body, contentType string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", contentType)
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+func endlessPages(body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Link", fmt.Sprintf("<%s?last=x>; rel=\"next\"", r.URL.Path))
+		answerType(200, body, string(types.OCIImageIndex))(w, r)
+	}
+}
+
+func manyReferrers(t *testing.T, n int) string {
+	t.Helper()
+	index := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
+	for i := range n {
+		d := describe(fmt.Append(nil, i), types.OCIManifestSchema1)
+		d.ArtifactType = "application/x"
+		index.Manifests = append(index.Manifests, d)
+	}
+	raw, err := json.Marshal(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(raw)
+}
+
+// TestReferrerOfAnother refuses a manifest whose subject is another artifact.
+func TestReferrerOfAnother(t *testing.T) {
+	path := sparseDisk(t)
+	ref := parse(t, "oci:"+t.TempDir())
+	result, err := Push(t.Context(), ref, contentOf(t, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := PutReferrer(t.Context(), result.Reference, "application/x", []byte("bundle"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = GetReferrer(t.Context(), ref.WithDigest(digestOf([]byte("another"))), v1.Descriptor{Digest: digest})
+	if err == nil || !strings.Contains(err.Error(), "its subject is not") {
+		t.Error(err)
+	}
+	_, err = GetReferrer(t.Context(), result.Reference, v1.Descriptor{Digest: result.Reference.Digest})
+	if err == nil || !strings.Contains(err.Error(), "its subject is not") {
+		t.Error(err)
+	}
+}
