@@ -34,17 +34,17 @@ func Open(path string) (*Disk, error) {
 	}
 	info, err := f.Stat()
 	if err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("open disk %s: %w", path, err)
 	}
 	if info.IsDir() {
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("open disk %s: it is a directory: give the raw disk image itself", path)
 	}
 	// Seeking to the end gives the size of a block device, too.
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("find the size of disk %s: %w", path, err)
 	}
 	return &Disk{file: f, size: size}, nil
@@ -80,6 +80,9 @@ type Extent struct {
 // Extents lists the disk's data in ascending order. On a file system that
 // cannot tell, and on a block device, the whole disk is one extent.
 func (d *Disk) Extents() ([]Extent, error) {
+	if err := d.checkSize(); err != nil {
+		return nil, err
+	}
 	var extents []Extent
 	for off := int64(0); off < d.size; {
 		data, err := d.seek(off, unix.SEEK_DATA)
@@ -105,6 +108,19 @@ func (d *Disk) Extents() ([]Extent, error) {
 	return extents, nil
 }
 
+// checkSize fails when the disk is no longer as long as it was when it was
+// opened: what was cut off would look like a hole.
+func (d *Disk) checkSize() error {
+	size, err := d.seek(0, io.SeekEnd)
+	if err == nil && size != d.size {
+		err = fmt.Errorf("its size changed from %d to %d bytes since it was opened: stop what writes to it", d.size, size)
+	}
+	if err != nil {
+		return fmt.Errorf("read disk %s: %w", d.Name(), err)
+	}
+	return nil
+}
+
 func wholeDisk(size int64) []Extent {
 	return []Extent{{Length: size}}
 }
@@ -114,7 +130,7 @@ func (d *Disk) seek(off int64, whence int) (int64, error) {
 }
 
 // Stream returns a reader over the whole disk in order. Holes yield zeros
-// without being read. A disk that shrinks meanwhile is an error.
+// without being read. A disk whose size changes meanwhile is an error.
 func (d *Disk) Stream() io.Reader {
 	return &stream{disk: d}
 }
@@ -135,6 +151,9 @@ func (s *stream) Read(p []byte) (int, error) {
 		s.extents, s.listed = extents, true
 	}
 	if s.off >= s.disk.size {
+		if err := s.disk.checkSize(); err != nil {
+			return 0, err
+		}
 		return 0, io.EOF
 	}
 	if len(p) == 0 {
@@ -159,9 +178,9 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	n, err := s.disk.ReadAt(p, s.off)
 	s.off += int64(n)
-	if err == io.EOF && s.off < s.disk.size {
+	if errors.Is(err, io.EOF) && s.off < s.disk.size {
 		err = fmt.Errorf("read disk %s: it ends at byte %d, but was %d bytes long when it was opened", s.disk.Name(), s.off, s.disk.size)
-	} else if err == io.EOF {
+	} else if errors.Is(err, io.EOF) {
 		err = nil
 	}
 	return n, err

@@ -337,7 +337,7 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 // lookup finds the entry at a path; the root is a directory without a name.
 func (f *FAT) lookup(path string) (DirEntry, error) {
 	entry := DirEntry{IsDir: true, cluster: f.rootCluster}
-	for _, name := range strings.Split(path, "/") {
+	for name := range strings.SplitSeq(path, "/") {
 		if name == "" {
 			continue
 		}
