@@ -10,6 +10,7 @@ func commands(a *app) []*cobra.Command {
 		newPullCommand(a),
 		newAttestCommand(a),
 		newVerifyCommand(a),
+		newInspectCommand(a),
 		newBootCommand(a),
 		newStepSummaryCommand(a),
 	}

@@ -201,7 +201,7 @@ func (v *Verity) Verify(ctx context.Context, dataOffset int64) (*VerityReport, e
 		c.report.RootHash = v.digest(nil, block, nil)
 		return &c.report, nil
 	}
-	if err := c.root(); err != nil {
+	if c.report.RootHash, err = v.RootHash(); err != nil {
 		return nil, fmt.Errorf("verify verity: %w", err)
 	}
 	for i := len(v.levels) - 2; i >= 0; i-- {
@@ -230,16 +230,6 @@ type verityCheck struct {
 
 	mu     sync.Mutex
 	report VerityReport
-}
-
-// root digests the topmost block.
-func (c *verityCheck) root() error {
-	block := make([]byte, c.HashBlockSize)
-	if _, err := c.disk.ReadAt(block, c.levels[len(c.levels)-1].offset); err != nil {
-		return fmt.Errorf("read hash tree: %w", err)
-	}
-	c.report.RootHash = c.digest(nil, block, nil)
-	return nil
 }
 
 // level compares the digests in upper with the blocks of lower. Workers take
@@ -358,3 +348,20 @@ func keepLowest(list []int64, n int64) []int64 {
 func (v *Verity) String() string {
 	return fmt.Sprintf("%s, %d blocks of %d bytes, salt %s", v.Algorithm, v.DataBlocks, v.DataBlockSize, hex.EncodeToString(v.Salt))
 }
+
+// RootHash is what the topmost block of the tree leads to; no other block is
+// read.
+func (v *Verity) RootHash() ([]byte, error) {
+	if len(v.levels) == 0 {
+		return nil, errors.New("a tree over one block has no block of its own")
+	}
+	block := make([]byte, v.HashBlockSize)
+	if _, err := v.disk.ReadAt(block, v.levels[len(v.levels)-1].offset); err != nil {
+		return nil, fmt.Errorf("read hash tree: %w", err)
+	}
+	return v.digest(nil, block, nil), nil
+}
+
+// Tree is where the tree lies, without the superblock: the offset from the
+// start of the disk and the length, in bytes.
+func (v *Verity) Tree() (offset, length int64) { return v.tree, v.TreeSize() - v.HashBlockSize }

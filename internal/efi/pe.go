@@ -331,3 +331,12 @@ func (i *Image) Signatures() ([][]byte, error) {
 
 // Size is the length of the file in bytes.
 func (i *Image) Size() int64 { return i.size }
+
+// CertificateTable is where the signatures lie in the file: offset and length
+// in bytes, both 0 when there are none.
+func (i *Image) CertificateTable() (offset, length int64) {
+	if i.certSize == 0 {
+		return 0, 0
+	}
+	return int64(i.certOffset), int64(i.certSize)
+}

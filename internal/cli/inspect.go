@@ -1,0 +1,186 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/org/attestable-image-action/internal/audit"
+	"github.com/org/attestable-image-action/internal/disk"
+	"github.com/org/attestable-image-action/internal/measure"
+)
+
+func newInspectCommand(a *app) *cobra.Command {
+	var predict predictFlags
+	var format string
+	cmd := &cobra.Command{
+		Use:   "inspect DISK",
+		Short: "Show what is on a disk and which of its bytes a PCR covers",
+		Long: `Show the partitions and the boot chain of a raw disk, and for every byte of it
+which PCR covers it: the unified kernel image by PCR 4, over the root hash inside
+it each block of the root file system, whose hash tree is recomputed. What nothing
+covers is listed with what it could do.
+
+Nothing is mounted, and nothing is written. Exit status 1 says that a block is not
+what the root hash says.`,
+		Example: `  attestable-image inspect image.raw
+  attestable-image inspect --format json image.raw`,
+		Args: oneArg("the raw disk to inspect"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if format != "table" && format != "json" {
+				return usagef("--format: there is no format %q: give table or json", format)
+			}
+			o, err := predict.options()
+			if err != nil {
+				return err
+			}
+			inspection, err := inspectDisk(cmd.Context(), args[0], o)
+			if err != nil {
+				return err
+			}
+			if format == "json" {
+				out, err := json.MarshalIndent(inspection, "", "  ")
+				if err != nil {
+					return fmt.Errorf("write the inspection: %w", err)
+				}
+				fmt.Fprintf(a.stdout, "%s\n", out)
+			} else {
+				inspection.print(a.stdout)
+			}
+			if v := inspection.Coverage.Verity; v != nil && !v.Holds {
+				return errDoesNotVerify
+			}
+			return nil
+		},
+	}
+	predict.add(cmd)
+	cmd.Flags().StringVar(&format, "format", "table", "table for people, or json for programs")
+	return cmd
+}
+
+// inspection is all that inspect shows.
+type inspection struct {
+	Measurements *measure.Document
+	Partitions   []inspectedPartition
+	Coverage     *audit.Coverage
+}
+
+type inspectedPartition struct {
+	Number       int
+	Type, GUID   string
+	Name         string
+	Offset, Size int64 // bytes
+}
+
+func inspectDisk(ctx context.Context, path string, o measure.Options) (*inspection, error) {
+	d, err := disk.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	p, err := measure.Disk(ctx, d, o)
+	if err != nil {
+		return nil, err
+	}
+	gpt, err := d.GPT()
+	if err != nil {
+		return nil, err
+	}
+	i := &inspection{Measurements: p.Document()}
+	for _, part := range gpt.Partitions {
+		i.Partitions = append(i.Partitions, inspectedPartition{
+			part.Number, part.Type.String(), part.GUID.String(), part.Name, part.Offset, part.Size,
+		})
+	}
+	i.Coverage, err = audit.MeasureCoverage(ctx, d, p.Images[0].Path)
+	return i, err
+}
+
+func (i *inspection) print(w io.Writer) {
+	printMeasurements(w, i.Measurements)
+	fmt.Fprintln(w, "\nPartitions")
+	for _, p := range i.Partitions {
+		fmt.Fprintf(w, "  %-3d %10s  %-20s %s\n", p.Number, formatBytes(p.Size), p.Name, p.Type)
+	}
+	fmt.Fprintln(w, "\nCoverage")
+	for _, r := range mergeRegions(i.Coverage.Regions) {
+		covered := "none "
+		if r.PCR != audit.NoPCR {
+			covered = fmt.Sprintf("PCR%-2d", r.PCR)
+		}
+		fmt.Fprintf(w, "  %s %10s  %s\n", covered, formatBytes(r.Length), r.What)
+		if r.PCR == audit.NoPCR {
+			for line := range strings.Lines(wrap(r.Why, 56)) {
+				fmt.Fprintf(w, "%20s%s\n", "", strings.TrimSpace(line))
+			}
+		}
+	}
+	covered, total := i.Coverage.Covered()
+	fmt.Fprintf(w, "  %s of %s are covered (%.1f %%)\n", formatBytes(covered), formatBytes(total), float64(covered)*100/float64(max(total, 1)))
+	printVerity(w, i.Coverage.Verity)
+}
+
+func printVerity(w io.Writer, v *audit.VerityCoverage) {
+	fmt.Fprintln(w, "\nRoot file system")
+	if v == nil {
+		fmt.Fprintln(w, "  the kernel command line names no root hash: NO PCR covers the root file system")
+		return
+	}
+	fmt.Fprintf(w, "  partition %d: %s\n  root hash %s\n", v.Partition, v.Description, v.RootHash)
+	if v.Holds {
+		fmt.Fprintln(w, "  every block is as the root hash says")
+		return
+	}
+	fmt.Fprintf(w, "  NOT as the root hash says: %d data blocks and %d hash blocks differ\n", v.Report.BadDataCount, v.Report.BadTreeCount)
+	for _, block := range v.Report.BadData {
+		fmt.Fprintf(w, "    data block %d of partition %d\n", block, v.Partition)
+	}
+	for _, offset := range v.Report.BadTree {
+		fmt.Fprintf(w, "    hash block at byte %d of the disk\n", offset)
+	}
+}
+
+// mergeRegions joins neighbours that read the same, such as the pieces of a
+// file, and used entries of the partition table.
+func mergeRegions(regions []audit.Region) []audit.Region {
+	var merged []audit.Region
+	for _, r := range regions {
+		if strings.HasPrefix(r.What, "GPT ") {
+			r.What = "partition table"
+		}
+		at := -1
+		for i, m := range merged {
+			if m.What == r.What && m.PCR == r.PCR {
+				at = i
+			}
+		}
+		if at >= 0 {
+			merged[at].Length += r.Length
+			continue
+		}
+		merged = append(merged, r)
+	}
+	return merged
+}
+
+// wrap breaks text into lines of at most width characters.
+func wrap(text string, width int) string {
+	var b strings.Builder
+	n := 0
+	for _, word := range strings.Fields(text) {
+		if n > 0 && n+1+len(word) > width {
+			b.WriteByte('\n')
+			n = 0
+		} else if n > 0 {
+			b.WriteByte(' ')
+			n++
+		}
+		b.WriteString(word)
+		n += len(word)
+	}
+	return b.String()
+}
