@@ -184,6 +184,8 @@ func (t *Trust) verifiers(leaf *x509.Certificate) ([]*verify.Verifier, error) {
 		case orgPublicGood:
 		case orgGitHub:
 			fetch = t.github
+		case localOrganization:
+			return nil, errors.New("it was signed with a local trust root, which proves nothing to others: whoever keeps the root verifies with --local-trust DIR")
 		default:
 			return nil, fmt.Errorf("the certificate was issued by %q, which is neither the public Sigstore nor GitHub: name its trusted root with --trusted-root", leaf.Issuer)
 		}

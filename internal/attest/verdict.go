@@ -130,7 +130,7 @@ func (e *Expectation) judge(a Attestation) *finding {
 		case len(differences) > 0:
 			f.checks = append(f.checks, check("content", expected, differences[0].String(), false))
 		default:
-			f.checks = append(f.checks, check("content", expected, "the same", true))
+			f.checks = append(f.checks, check("content", expected, expected, true))
 		}
 	}
 	f.good = true
@@ -202,7 +202,7 @@ func CompareMeasurements(attested, inside []byte) (Check, error) {
 	if d, ok := firstDifference("", a, b); ok {
 		return check(name, expected, fmt.Sprintf("%s is %s where %s is attested", d.what, d.found, d.expected), false), nil
 	}
-	return check(name, expected, "the same", true), nil
+	return check(name, expected, expected, true), nil
 }
 
 // decode decodes one JSON value without losing a number's digits.

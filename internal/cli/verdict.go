@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -59,7 +60,11 @@ func verdictTable(ref artifact.Reference, verdict *attest.Verdict, width int) st
 		wrapped(&out, "      found     ", found, width)
 	}
 	for _, b := range verdict.Attestations {
-		if !b.OK {
+		// What a check that failed says already needs no note.
+		told := slices.ContainsFunc(verdict.Checks, func(c attest.Check) bool {
+			return !c.OK && (strings.HasPrefix(c.Found, b.Source+": ") || strings.HasSuffix(b.Reason, ", found "+c.Found))
+		})
+		if !b.OK && !told {
 			wrapped(&out, "note  not counted: ", printable(b.Source+": "+b.Reason), width)
 		}
 	}

@@ -1,5 +1,6 @@
 // Package retry is an http.RoundTripper that tries again what may work the
-// next time: a connection that failed, and the answers 408, 429 and 5xx. It is
+// next time: a connection that failed (but not a name that does not exist), and
+// the answers 408, 429 and 5xx. It is
 // bounded in attempts and time, obeys Retry-After, ends with the context, and
 // when it gives up its error says what the server really answered.
 //
@@ -13,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -125,7 +127,8 @@ func (t *Transport) RoundTrip(request *http.Request) (*http.Response, error) {
 		if ended := t.ended(request); ended != nil {
 			return nil, ended
 		}
-		if attempt >= attempts {
+		var unknown *net.DNSError
+		if attempt >= attempts || errors.As(err, &unknown) && unknown.IsNotFound {
 			return nil, attempted(err, attempt)
 		}
 		timer := time.NewTimer(min(wait, maxDelay))

@@ -1,0 +1,20 @@
+package testenv
+
+import "testing"
+
+// StartIssuer starts the stand-in for GitHub's OIDC issuer alone, under its
+// loopback address.
+func StartIssuer(t testing.TB) *Issuer {
+	t.Helper()
+	i, err := startIssuer(t, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// StartGitHub starts the stand-in for GitHub's API alone.
+func StartGitHub(t testing.TB) *GitHub {
+	t.Helper()
+	return startGitHub(t)
+}
