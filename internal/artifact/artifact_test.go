@@ -156,6 +156,7 @@ func oras(t *testing.T, args ...string) string {
 }
 
 func TestPushPull(t *testing.T) {
+	t.Parallel()
 	path := sparseDisk(t)
 	want, size := sums(t, path)
 	places(t, func(t *testing.T, place string, orasFlags ...string) {
@@ -312,6 +313,7 @@ func TestSourceDateEpoch(t *testing.T) {
 
 // TestReferrers attaches with our own program and lists with it and with oras.
 func TestReferrers(t *testing.T) {
+	t.Parallel()
 	const bundleType = "application/vnd.dev.sigstore.bundle.v0.3+json"
 	path := sparseDisk(t)
 	places(t, func(t *testing.T, place string, orasFlags ...string) {
@@ -382,6 +384,7 @@ func TestReferrers(t *testing.T) {
 // TestMeasurementsRefused checks that measurements of another disk leave
 // nothing under a tag.
 func TestMeasurementsRefused(t *testing.T) {
+	t.Parallel()
 	path := sparseDisk(t)
 	places(t, func(t *testing.T, place string, _ ...string) {
 		content := contentOf(t, path)

@@ -88,13 +88,11 @@ func newCompressor(disk io.ReadCloser, progress func(n int64)) (*compressor, err
 func startCompressor(disk io.ReadCloser, progress func(n int64), workers int) (*compressor, error) {
 	encoder, err := newEncoder(workers)
 	if err != nil {
-		disk.Close()
-		return nil, fmt.Errorf("set up zstd: %w", err)
+		return nil, errors.Join(fmt.Errorf("set up zstd: %w", err), disk.Close())
 	}
 	zeros, err := zeroRun()
 	if err != nil {
-		disk.Close()
-		return nil, fmt.Errorf("set up zstd: %w", err)
+		return nil, errors.Join(fmt.Errorf("set up zstd: %w", err), disk.Close())
 	}
 	frames := workers + 2 // one being read, one being sent
 	c := &compressor{

@@ -75,6 +75,7 @@ func breakRegistry(t *testing.T, r *testenv.Registry, match func(*http.Request) 
 // fault must end in bounded time with a sentence that says what to do, and with
 // nothing under the tag.
 func TestPushFaults(t *testing.T) {
+	t.Parallel()
 	path := sparseDisk(t)
 	denied := `{"errors":[{"code":"DENIED","message":"requested access is denied\n::set-output name=x::y"}]}`
 	uploads := on(http.MethodPost, "/blobs/uploads/")
@@ -166,6 +167,7 @@ func (w hostWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 
 // TestPushRecovers pushes to a registry that fails for a moment.
 func TestPushRecovers(t *testing.T) {
+	t.Parallel()
 	path := sparseDisk(t)
 	want, size := sums(t, path)
 	for name, c := range map[string]struct {

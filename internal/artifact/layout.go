@@ -51,7 +51,7 @@ func openLayout(ref Reference, want intent) (*layout, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("open OCI layout %s: %w", l.dir, err)
 	case want == toRead:
-		return nil, fmt.Errorf("open OCI layout %s: there is none (no file %s): check the path after oci:", l.dir, layoutFile)
+		return nil, fmt.Errorf("open OCI layout %s: there is none (no file %s): check the directory", l.dir, layoutFile)
 	}
 	if err := l.create(); err != nil {
 		return nil, fmt.Errorf("make OCI layout %s: %w", l.dir, err)
@@ -60,7 +60,7 @@ func openLayout(ref Reference, want intent) (*layout, error) {
 }
 
 func (l *layout) create() error {
-	if err := os.MkdirAll(l.dir, 0o755); err != nil {
+	if err := os.MkdirAll(l.dir, 0o755); err != nil { //nolint:gosec // others may read a layout
 		return err
 	}
 	unlock, err := l.lock()
@@ -79,7 +79,7 @@ func (l *layout) create() error {
 			return fmt.Errorf("it holds other files, such as %s: give an empty directory, or one that does not exist", entry.Name())
 		}
 	}
-	if err := os.MkdirAll(filepath.Join(l.dir, "blobs", "sha256"), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(l.dir, "blobs", "sha256"), 0o755); err != nil { //nolint:gosec // as above
 		return err
 	}
 	if _, err := os.Stat(l.index()); errors.Is(err, fs.ErrNotExist) {
@@ -295,7 +295,7 @@ func (l *layout) putTag(_ context.Context, tag string, manifest v1.Descriptor, _
 
 // retag moves a tag. What had it stays, without a tag if it had no other.
 func retag(entries []v1.Descriptor, tag string, manifest v1.Descriptor) []v1.Descriptor {
-	var kept []v1.Descriptor
+	kept := make([]v1.Descriptor, 0, len(entries)+1)
 	for _, entry := range entries {
 		if entry.Annotations[annotationRefName] == tag {
 			entry.Annotations = maps.Clone(entry.Annotations)

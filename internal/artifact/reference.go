@@ -18,7 +18,10 @@ const layoutPrefix = "oci:"
 var (
 	// tagPattern is the grammar of a tag: distribution-spec 1.1, "Pulling
 	// manifests".
-	tagPattern    = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+	tagPattern = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+	// pathPattern is the grammar of a repository's name, from the same section.
+	pathPattern   = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+	hostPattern   = regexp.MustCompile(`^(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9.-]+)(:[0-9]{1,5})?$`)
 	digestPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 )
 
@@ -86,6 +89,12 @@ func parseReference(s string) (Reference, error) {
 	if lower := strings.ToLower(path); lower != path {
 		return r, fmt.Errorf("a repository has no capital letters: write %s/%s", host, lower)
 	}
+	if !pathPattern.MatchString(path) {
+		return r, fmt.Errorf("%q is no name of a repository: it has lower-case letters and digits, with dots, dashes and underscores between them, and slashes", path)
+	}
+	if !hostPattern.MatchString(host) {
+		return r, fmt.Errorf("%q is no host of a registry", host)
+	}
 	repository, err := name.NewRepository(head, name.StrictValidation)
 	if err != nil {
 		return r, fmt.Errorf("%s is no repository of a registry: %w", head, err)
@@ -127,6 +136,9 @@ func (r Reference) String() string {
 // Place is the reference without tag and digest: HOST/REPOSITORY or oci:DIR.
 func (r Reference) Place() string {
 	if r.IsLayout() {
+		if strings.Contains(filepath.Base(r.layout), ":") {
+			return layoutPrefix + r.layout + "/" // or the colon would begin a tag
+		}
 		return layoutPrefix + r.layout
 	}
 	return r.repository.Name()

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -90,17 +92,13 @@ func (r *registry) do(ctx context.Context, c call) (*http.Response, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make request: %w", err)
 	}
-	for key, values := range c.header {
-		request.Header[key] = values
-	}
+	maps.Copy(request.Header, c.header)
 	response, err := r.http.Do(request)
 	if err != nil {
 		return nil, err
 	}
-	for _, status := range c.accept {
-		if response.StatusCode == status {
-			return response, nil
-		}
+	if slices.Contains(c.accept, response.StatusCode) {
+		return response, nil
 	}
 	defer response.Body.Close()
 	return nil, newStatusError(response)

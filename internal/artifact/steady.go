@@ -127,8 +127,7 @@ func (s *steady) once(request *http.Request) (*http.Response, error) {
 	response, err := s.base.RoundTrip(request)
 	answered()
 	if err != nil {
-		var hang *hangError
-		if errors.As(context.Cause(ctx), &hang) {
+		if hang, ok := errors.AsType[*hangError](context.Cause(ctx)); ok {
 			err = hang
 		}
 		cancel(nil)
@@ -269,8 +268,7 @@ func (b *watchedDownload) Read(p []byte) (int, error) {
 	b.stall.start()
 	n, err := b.ReadCloser.Read(p)
 	b.stall.stop()
-	var hang *hangError
-	if err != nil && errors.As(context.Cause(b.ctx), &hang) {
+	if hang, ok := errors.AsType[*hangError](context.Cause(b.ctx)); ok && err != nil {
 		err = hang
 	}
 	return n, err

@@ -250,7 +250,6 @@ func TestPullResumes(t *testing.T) {
 func TestReferrersAPIs(t *testing.T) {
 	path := sparseDisk(t)
 	empty := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`
-	index := string(types.OCIImageIndex)
 	for name, c := range map[string]struct {
 		api    http.HandlerFunc
 		silent bool   // it leaves out the header OCI-Subject
@@ -261,12 +260,12 @@ func TestReferrersAPIs(t *testing.T) {
 		"not allowed":         {api: answer(405, "{}")},
 		"denied":              {api: answer(403, "{}")},
 		"failing":             {api: answer(500, "{}")},
-		"a list of nothing":   {api: answerType(200, empty, index), silent: true},
-		"a broken list":       {api: answerType(200, `{"schemaVersion":2,"manifests":[{"digest":"x"}]}`, index), want: "it is no image index"},
-		"a manifest":          {api: answerType(200, `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}`, index), want: "its media type is"},
-		"a list without end":  {api: answerType(200, strings.Repeat(" ", maxIndex+1), index), want: "longer than the 4194304 bytes"},
+		"a list of nothing":   {api: answerIndex(empty), silent: true},
+		"a broken list":       {api: answerIndex(`{"schemaVersion":2,"manifests":[{"digest":"x"}]}`), want: "it is no image index"},
+		"a manifest":          {api: answerIndex(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}`), want: "its media type is"},
+		"a list without end":  {api: answerIndex(strings.Repeat(" ", maxIndex+1)), want: "longer than the 4194304 bytes"},
 		"pages without end":   {api: endlessPages(empty), want: "the list has more than 50 pages"},
-		"more than there are": {api: answerType(200, manyReferrers(t, maxReferrers+1), index), want: "more than the 1000 that are allowed"},
+		"more than there are": {api: answerIndex(manyReferrers(t, maxReferrers+1)), want: "more than the 1000 that are allowed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			backend := ociserver.New(ocimem.New(), nil)
@@ -307,10 +306,9 @@ func (w silentWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-func answerType(status int, body, contentType string) http.HandlerFunc {
+func answerIndex(body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", contentType)
-		w.WriteHeader(status)
+		w.Header().Set("Content-Type", string(types.OCIImageIndex))
 		_, _ = io.WriteString(w, body)
 	}
 }
@@ -318,7 +316,7 @@ func answerType(status int, body, contentType string) http.HandlerFunc {
 func endlessPages(body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Link", fmt.Sprintf("<%s?last=x>; rel=\"next\"", r.URL.Path))
-		answerType(200, body, string(types.OCIImageIndex))(w, r)
+		answerIndex(body)(w, r)
 	}
 }
 

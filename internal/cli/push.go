@@ -191,8 +191,9 @@ func (a *app) pushMeasurements(ctx context.Context, f pushFlags, d *disk.Disk) (
 func pcrList(doc *measure.Document) string {
 	numbers := slices.Concat(annotatedPCRs, slices.Collect(maps.Keys(doc.Measurements.PCRs)))
 	slices.Sort(numbers)
-	var list []string
-	for _, n := range slices.Compact(numbers) {
+	numbers = slices.Compact(numbers)
+	list := make([]string, 0, len(numbers))
+	for _, n := range numbers {
 		list = append(list, strconv.Itoa(n))
 	}
 	return strings.Join(list, ",")

@@ -124,7 +124,7 @@ func Distribution(t testing.TB) http.Handler {
 		t.Fatal(err)
 	}
 	address := listener.Addr().String()
-	listener.Close()
+	_ = listener.Close()
 	configuration := fmt.Sprintf("version: 0.1\nlog: {level: warn}\nstorage: {filesystem: {rootdirectory: %q}}\nhttp: {addr: %q, relativeurls: true}\n",
 		filepath.Join(dir, "storage"), address)
 	file := filepath.Join(dir, "config.yml")
@@ -146,7 +146,7 @@ func Distribution(t testing.TB) http.Handler {
 	for range 500 {
 		response, err := http.Get("http://" + address + "/v2/")
 		if err == nil {
-			response.Body.Close()
+			_ = response.Body.Close()
 			proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: address})
 			proxy.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
 			return proxy
