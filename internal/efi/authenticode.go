@@ -3,6 +3,7 @@ package efi
 import (
 	"bytes"
 	"crypto"
+	"crypto/rsa"
 	_ "crypto/sha256" // for crypto.Hash
 	_ "crypto/sha512" // for crypto.Hash
 	"crypto/subtle"
@@ -83,9 +84,13 @@ type (
 	}
 )
 
-// maxCertificates bounds the certificates of one signature; real ones embed a
-// handful.
-const maxCertificates = 32
+const (
+	// Real signatures embed a handful of certificates.
+	maxCertificates = 32
+	// OpenSSL, and so EDK II, takes no longer key; without a bound, checking one
+	// would take minutes.
+	maxKeyBits = 16384
+)
 
 // ParseAuthenticode reads a signature of a PE image (DER, possibly padded), and
 // checks that its signer did make it. It supports what firmware does: one
@@ -130,6 +135,11 @@ func parseAuthenticode(der []byte) (*AuthenticodeSignature, error) {
 	}
 	if len(certificates) > maxCertificates {
 		return nil, fmt.Errorf("%d embedded certificates are more than the %d that are read", len(certificates), maxCertificates)
+	}
+	for _, c := range certificates {
+		if key, ok := c.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxKeyBits {
+			return nil, fmt.Errorf("embedded certificate %q has an RSA key of %d bits, more than firmware takes", c.Subject, key.N.BitLen())
+		}
 	}
 	info := &signed.SignerInfos[0]
 	s := &AuthenticodeSignature{Digest: indirect.Digest.Digest, Certificates: certificates}

@@ -67,6 +67,8 @@ const (
 	peMaxSections = 256
 	peMaxHeaders  = 1 << 20
 	peMaxCerts    = 1 << 20
+
+	peMaxDirectories = 16 // in EDK II, too
 )
 
 const (
@@ -131,8 +133,8 @@ func parseImage(r io.ReaderAt, size int64) (*Image, error) {
 		checksum:    optionalOffset + 64,
 	}
 	directories := int64(le.Uint32(optional[108:]))
-	if directories > (optionalSize-112)/8 {
-		return nil, fmt.Errorf("%d data directories do not fit into the optional header of %d bytes", directories, optionalSize)
+	if directories > peMaxDirectories || optionalSize != 112+8*directories {
+		return nil, fmt.Errorf("optional header of %d bytes with %d data directories: firmware would not load it", optionalSize, directories)
 	}
 	tableOffset := optionalOffset + optionalSize
 	tableEnd := tableOffset + int64(sections)*sectionHeaderSize
@@ -301,8 +303,9 @@ func (i *Image) sectionBytes(s Section, limit uint32) ([]byte, error) {
 	return content, nil
 }
 
-// Signatures returns the WIN_CERTIFICATE entries of the certificate table that
-// hold PKCS#7 SignedData (type 0x0002), each as DER, possibly padded.
+// Signatures returns the WIN_CERTIFICATE entries of the certificate table, each
+// PKCS#7 SignedData (type 0x0002) as DER, possibly padded. A table that holds
+// anything else, or that its entries do not fill, is an error.
 func (i *Image) Signatures() ([][]byte, error) {
 	if i.certSize == 0 {
 		return nil, nil
@@ -314,17 +317,25 @@ func (i *Image) Signatures() ([][]byte, error) {
 	if err := readFull(i.r, table, int64(i.certOffset), i.size, "certificate table"); err != nil {
 		return nil, err
 	}
-	const winCertPKCS7 = 0x0002
+	const (
+		winCertHeader = 8 // dwLength, wRevision, wCertificateType
+		winCertPKCS7  = 0x0002
+	)
 	var signatures [][]byte
-	for len(table) >= 8 {
-		length := binary.LittleEndian.Uint32(table)
-		if length < 8 || int64(length) > int64(len(table)) {
-			return nil, fmt.Errorf("read certificate table: entry of %d bytes in the %d that are left", length, len(table))
+	for len(table) > 0 {
+		var length, padded int64
+		if len(table) > winCertHeader {
+			length = int64(binary.LittleEndian.Uint32(table))
+			padded = (length + 7) &^ 7
 		}
-		if binary.LittleEndian.Uint16(table[6:]) == winCertPKCS7 {
-			signatures = append(signatures, table[8:length])
+		if length <= winCertHeader || padded > int64(len(table)) {
+			return nil, fmt.Errorf("read certificate table: entry of %d bytes in the %d that are left: firmware would not trust it", length, len(table))
 		}
-		table = table[min(int64(len(table)), (int64(length)+7)&^7):]
+		if t := binary.LittleEndian.Uint16(table[6:]); t != winCertPKCS7 {
+			return nil, fmt.Errorf("read certificate table: entry of type %#04x is no PKCS#7 signature (%#04x)", t, winCertPKCS7)
+		}
+		signatures = append(signatures, table[winCertHeader:length])
+		table = table[padded:]
 	}
 	return signatures, nil
 }

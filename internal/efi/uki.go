@@ -48,7 +48,7 @@ func (i *Image) StubVersion() (version int, ok bool, err error) {
 		digits := rest[:len(rest)-len(strings.TrimLeft(rest, "0123456789"))]
 		version, err := strconv.Atoi(digits)
 		if err != nil {
-			return 0, false, fmt.Errorf("read version of systemd-stub from .sdmagic: %q has none", strings.TrimRight(rest, "\x00"))
+			return 0, false, fmt.Errorf("read version of systemd-stub from .sdmagic: %q has none", rest[:min(len(rest), 40)])
 		}
 		return version, true, nil
 	}
