@@ -39,7 +39,7 @@ func (f *predictFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.db, "db", "", "allowed signers and digests: `FILE` of EFI signature lists")
 	flags.StringVar(&f.dbx, "dbx", "", "forbidden signers and digests: `FILE` of EFI signature lists")
 	flags.StringVar(&f.bank, "bank", "sha384", "bank of PCRs: sha384 or sha256")
-	flags.StringVar(&f.pcrs, "pcr", "4,7,11,12", "PCRs to predict, a `LIST` separated by commas; 5 and 13 can be, too")
+	flags.StringVar(&f.pcrs, "pcr", "4,7,11,12", "PCRs to predict, a `LIST` separated by commas; also 5, 9 and 13")
 	flags.StringVar(&f.arch, "arch", "", "architecture to boot, x86_64 or aarch64, when the disk has a boot path for both")
 }
 

@@ -59,6 +59,7 @@ type EventType uint32
 // The event types that are predicted.
 const (
 	EVSeparator                  EventType = 0x00000004
+	EVEventTag                   EventType = 0x00000006
 	EVIPL                        EventType = 0x0000000d
 	EVEFIVariableDriverConfig    EventType = 0x80000001
 	EVEFIBootServicesApplication EventType = 0x80000003
@@ -69,6 +70,7 @@ const (
 
 var eventTypeNames = map[EventType]string{
 	EVSeparator:                  "EV_SEPARATOR",
+	EVEventTag:                   "EV_EVENT_TAG",
 	EVIPL:                        "EV_IPL",
 	EVEFIVariableDriverConfig:    "EV_EFI_VARIABLE_DRIVER_CONFIG",
 	EVEFIBootServicesApplication: "EV_EFI_BOOT_SERVICES_APPLICATION",
@@ -91,8 +93,9 @@ type Event struct {
 	Type        EventType
 	Description string // for people: the variable, the image's path, the section
 	Digest      []byte // what the PCR is extended with, in the bank of the prediction
-	// Data is what the digest was taken of, when it is short; nil when it is an
-	// image or a section.
+	// Data is the event's data in the log when it is short: what the digest was
+	// taken of, but for EV_EVENT_TAG, whose data names it. It is nil for an image
+	// or a section.
 	Data []byte
 }
 

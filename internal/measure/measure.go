@@ -30,9 +30,8 @@ var predictable = map[int]string{
 	1: "it records the firmware's configuration",
 	2: "it records drivers of devices",
 	3: "it records the configuration of devices",
-	4: "", 5: "", 7: "", 11: "", 12: "", 13: "",
+	4: "", 5: "", 7: "", 9: "", 11: "", 12: "", 13: "",
 	6:  "it records events of the computer's maker",
-	9:  "it records the initrd as systemd-stub assembles it, which this version does not predict; PCR 11 covers the same content",
 	8:  "nothing of this boot path extends it by a rule that is known",
 	10: "the running system extends it (IMA)",
 	14: "nothing of this boot path extends it by a rule that is known",
@@ -177,11 +176,11 @@ func outsideFiles(fat *disk.FAT, uki string) ([]outsideFile, error) {
 			file := outsideFile{path: path.Join(dir, e.Name)}
 			switch name := strings.ToLower(e.Name); {
 			case strings.HasSuffix(name, ".cred"):
-				file.pcrs, file.why = []int{12}, "a credential, which systemd-stub hands to the system"
+				file.pcrs, file.why = []int{9, 12}, "a credential, which systemd-stub hands to the system"
 			case strings.HasSuffix(name, ".efi"):
-				file.pcrs, file.why = []int{4, 7, 12}, "an add-on, which systemd-stub loads"
+				file.pcrs, file.why = []int{4, 7, 9, 12}, "an add-on, which systemd-stub loads"
 			case strings.HasSuffix(name, ".raw"):
-				file.pcrs, file.why = []int{12, 13}, "an extension image, which systemd-stub hands to the system"
+				file.pcrs, file.why = []int{9, 12, 13}, "an extension image, which systemd-stub hands to the system"
 			default:
 				continue
 			}
@@ -368,7 +367,13 @@ func (p *prediction) load(ctx context.Context, path string, image *efi.Image, la
 			return err
 		}
 	}
-	return p.loadKernel(ctx, path, image, version)
+	if err := p.loadKernel(ctx, path, image, version); err != nil {
+		return err
+	}
+	if slices.Contains(p.PCRs, 9) {
+		return p.handOver(ctx, path, image, version)
+	}
+	return nil
 }
 
 // notUKI decides whether an image that is no UKI may end the boot chain: what
@@ -381,7 +386,7 @@ func (p *prediction) notUKI(path string, image *efi.Image, hasKernel bool) error
 	if magic, ok := image.BootLoader(); ok {
 		what = "is the boot loader " + magic
 	}
-	for _, pcr := range []int{4, 11, 12, 13} {
+	for _, pcr := range []int{4, 9, 11, 12, 13} {
 		if slices.Contains(p.PCRs, pcr) {
 			return fmt.Errorf("PCR %d cannot be predicted: %s %s, and what it loads next cannot be told", pcr, path, what)
 		}
