@@ -258,16 +258,14 @@ func peChecksum(s *SignedImage) (uint32, error) {
 // and the file name "<<<Obsolete>>>" in UTF-16BE, as the format wants it
 // ("Windows Authenticode Portable Executable Signature Format" 1.0).
 var spcPEImageData = func() []byte {
-	name := []byte{0x80, 28}
+	name := make([]byte, 0, 28)
 	for _, c := range []byte("<<<Obsolete>>>") {
 		name = append(name, 0, c)
 	}
-	link := append([]byte{0xa2, byte(len(name))}, name...)
-	file := append([]byte{0xa0, byte(len(link))}, link...)
-	data := append([]byte{0x03, 0x01, 0x00}, file...)
-	value := append([]byte{0x30, byte(len(data))}, data...)
-	oid := []byte{0x06, 0x0a, 0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x02, 0x01, 0x0f}
-	return append([]byte{0x30, byte(len(oid) + len(value))}, append(oid, value...)...)
+	file := derTLV(0xa0, derTLV(0xa2, derTLV(0x80, name))) // SpcLink file, SpcString unicode
+	oid := []byte{0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x02, 0x01, 0x0f}
+	data := derTLV(0x30, slices.Concat(derTLV(0x03, []byte{0}), file))
+	return derTLV(0x30, slices.Concat(derTLV(0x06, oid), data))
 }()
 
 var oidContentType = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 3}

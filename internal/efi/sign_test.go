@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/binary"
 	"encoding/pem"
+	"errors"
 	"io"
 	"math/big"
 	"os"
@@ -248,7 +249,7 @@ func TestSignedImageReads(t *testing.T) {
 			p := make([]byte, size)
 			n, err := signed.ReadAt(p, int64(off))
 			want := whole[off:min(off+size, len(whole))]
-			if !bytes.Equal(p[:n], want) || (n < size) != (err == io.EOF) {
+			if !bytes.Equal(p[:n], want) || (n < size) != errors.Is(err, io.EOF) {
 				t.Fatalf("%d bytes at %d: got %x and %v, want %x", size, off, p[:n], err, want)
 			}
 		}
