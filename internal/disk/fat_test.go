@@ -215,7 +215,7 @@ func TestFATRandomAccess(t *testing.T) {
 		if wantN := int(max(0, end-off)); n != wantN || wantN > 0 && !bytes.Equal(p[:n], want[off:end]) {
 			t.Fatalf("%d bytes at %d: got %d, or other content", len(p), off, n)
 		}
-		if (err == io.EOF) != (n < len(p)) || err != nil && err != io.EOF {
+		if errors.Is(err, io.EOF) != (n < len(p)) || err != nil && !errors.Is(err, io.EOF) {
 			t.Fatalf("%d bytes at %d: %d and %v", len(p), off, n, err)
 		}
 	}

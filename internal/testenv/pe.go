@@ -1,6 +1,9 @@
 package testenv
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // PESection is a section of an image that PE makes.
 type PESection struct {
@@ -64,13 +67,13 @@ func PE(machine uint16, sections ...PESection) []byte {
 // UKI makes a unified kernel image of the sections that systemd-stub of a
 // version ("257.13-1") measures, with a kernel that is a PE image, too.
 func UKI(machine uint16, stub string, more ...PESection) []byte {
-	sections := []PESection{
+	sections := slices.Concat([]PESection{
 		{".text", []byte{0xc3}},
 		{".sdmagic", []byte("#### LoaderInfo: systemd-stub " + stub + " ####\x00")},
 		{".osrel", []byte("ID=debian\nVERSION_ID=\"13\"\n")},
 		{".cmdline", []byte("ro quiet\x00")},
 		{".initrd", []byte("no initrd worth unpacking")},
 		{".linux", PE(machine, PESection{".text", []byte{0xc3}})},
-	}
-	return PE(machine, append(sections, more...)...)
+	}, more)
+	return PE(machine, sections...)
 }

@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -83,8 +84,18 @@ func (s *Signer) Sign(t testing.TB, image []byte, others ...*Signer) []byte {
 		t.Fatal(err)
 	}
 	args := []string{"--key", s.keyFile, "--cert", s.certFile, "--output", out}
-	for _, o := range others {
-		args = append(args, "--addcert", o.certFile)
+	if len(others) > 0 {
+		var chain bytes.Buffer
+		for _, o := range others {
+			if err := pem.Encode(&chain, &pem.Block{Type: "CERTIFICATE", Bytes: o.Certificate.Raw}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		path := filepath.Join(dir, "others.pem")
+		if err := os.WriteFile(path, chain.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--addcert", path)
 	}
 	if printed, err := exec.Command(Tool(t, "sbsign"), append(args, in)...).CombinedOutput(); err != nil {
 		t.Fatalf("sbsign: %v\n%s", err, printed)
