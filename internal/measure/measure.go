@@ -9,7 +9,6 @@ import (
 	"hash"
 	"io"
 	"io/fs"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -173,7 +172,7 @@ func outsideFiles(fat *disk.FAT, uki string) ([]outsideFile, error) {
 			if e.IsDir {
 				continue
 			}
-			file := outsideFile{path: path.Join(dir, e.Name)}
+			file := outsideFile{path: dir + "/" + plain(e.Name)}
 			switch name := strings.ToLower(e.Name); {
 			case strings.HasSuffix(name, ".cred"):
 				file.pcrs, file.why = []int{9, 12}, "a credential, which systemd-stub hands to the system"
@@ -208,6 +207,9 @@ type EFIFile struct {
 // given; the last is the unified kernel image. Nothing is known of the disk
 // that they will lie on, so it must hold nothing else that systemd-stub reads.
 func Files(ctx context.Context, files []EFIFile, o Options) (*Prediction, error) {
+	if len(files) == 0 {
+		return nil, errors.New("measure PE images: none was given")
+	}
 	images := make([]imageFile, 0, len(files))
 	for _, f := range files {
 		images = append(images, imageFile{f.Path, f.R, f.Size})
@@ -294,7 +296,14 @@ func (p *prediction) predict(ctx context.Context, files []imageFile) (*Predictio
 
 func (p *prediction) add(events ...Event) { p.result.Events = append(p.result.Events, events...) }
 
+// efiApplication is IMAGE_SUBSYSTEM_EFI_APPLICATION. Firmware records drivers,
+// the other kind of EFI image, in PCR 2.
+const efiApplication = 10
+
 func (p *prediction) checkArchitecture(path string, image *efi.Image) error {
+	if image.Subsystem != efiApplication {
+		return fmt.Errorf("%s is of PE subsystem %d, not an EFI application (%d): firmware would not start it as one", path, image.Subsystem, efiApplication)
+	}
 	machine := image.Machine.String()
 	if image.Machine != efi.MachineX64 && image.Machine != efi.MachineAArch64 {
 		return fmt.Errorf("%s is for %s, not for x86_64 or aarch64", path, machine)
@@ -349,18 +358,31 @@ func (p *prediction) load(ctx context.Context, path string, image *efi.Image, la
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	_, hasKernel := image.Section(".linux")
+	kernel, hasKernel := image.Section(".linux")
 	isUKI = isUKI && hasKernel
-	if last && !isUKI {
-		if err := p.notUKI(path, image, hasKernel); err != nil {
+	if isUKI {
+		for _, name := range []string{".linux", ".sdmagic"} {
+			if n := countSections(image, name); n > 1 {
+				return fmt.Errorf("%s has %d sections %s, and which one counts cannot be told", path, n, name)
+			}
+		}
+		if err := checkPadding(path, kernel); err != nil {
 			return err
 		}
+	}
+	if last && !isUKI {
+		return p.notUKI(path, image, hasKernel)
 	}
 	if err := p.loadImage(ctx, path, image, version); err != nil {
 		return err
 	}
-	if !last || !isUKI {
+	if !last {
 		return nil
+	}
+	for _, pcr := range []int{11, 12, 13} {
+		if version < 252 && slices.Contains(p.PCRs, pcr) {
+			return fmt.Errorf("PCR %d cannot be predicted: systemd-stub %d in %s is older than 252, which was the first to extend it by the rules that are known", pcr, version, path)
+		}
 	}
 	if slices.Contains(p.PCRs, 11) {
 		if err := p.measureSections(ctx, path, image, version); err != nil {
@@ -376,22 +398,36 @@ func (p *prediction) load(ctx context.Context, path string, image *efi.Image, la
 	return nil
 }
 
-// notUKI decides whether an image that is no UKI may end the boot chain: what
-// it loads, if anything, cannot be told.
+// notUKI refuses an image that is no UKI at the end of the boot chain: what it
+// loads, and what it records of that in any PCR, cannot be told.
 func (p *prediction) notUKI(path string, image *efi.Image, hasKernel bool) error {
 	what := "is not a unified kernel image (it has no .linux section)"
 	if hasKernel {
 		what = "has a .linux section, but was not made with a systemd-stub whose version can be told"
 	}
 	if magic, ok := image.BootLoader(); ok {
-		what = "is the boot loader " + magic
+		what = "is the boot loader " + plain(magic)
 	}
-	for _, pcr := range []int{4, 9, 11, 12, 13} {
-		if slices.Contains(p.PCRs, pcr) {
-			return fmt.Errorf("PCR %d cannot be predicted: %s %s, and what it loads next cannot be told", pcr, path, what)
+	return fmt.Errorf("PCR %d cannot be predicted: %s %s, and what it loads next cannot be told", p.PCRs[0], path, what)
+}
+
+// plain makes a name from a disk fit to print: no control character of it
+// reaches a terminal or a runner's log.
+func plain(name string) string {
+	if quoted := strconv.Quote(name); quoted != `"`+name+`"` {
+		return quoted
+	}
+	return name
+}
+
+func countSections(image *efi.Image, name string) int {
+	n := 0
+	for _, s := range image.Sections {
+		if s.Name == name {
+			n++
 		}
 	}
-	return nil
+	return n
 }
 
 // loadImage adds the event of one image, and of the db entry that lets it run.
@@ -468,23 +504,22 @@ func (p *prediction) loadKernel(ctx context.Context, path string, uki *efi.Image
 // longer in memory than in the file; tools pad to a page at most.
 const maxPadding = 1 << 16
 
+func checkPadding(path string, s efi.Section) error {
+	if int64(s.VirtualSize) > int64(s.RawSize)+maxPadding {
+		return fmt.Errorf("section %s of %s says that %d bytes in the file fill %d bytes in memory, which no tool writes", s.Name, path, s.RawSize, s.VirtualSize)
+	}
+	return nil
+}
+
 // measureSections adds systemd-stub's events: for each section that it
 // measures, the name with its NUL, then the content.
 func (p *prediction) measureSections(ctx context.Context, path string, image *efi.Image, stub int) error {
-	if stub < 252 {
-		return fmt.Errorf("PCR 11 cannot be predicted: systemd-stub %d in %s is older than 252, which was the first to extend it by the rules that are known", stub, path)
-	}
 	var sections []efi.Section
 	for _, measured := range efi.MeasuredSections {
 		if stub < measured.Since {
 			continue
 		}
-		n := 0
-		for _, s := range image.Sections {
-			if s.Name == measured.Name {
-				n++
-			}
-		}
+		n := countSections(image, measured.Name)
 		section, ok := image.Section(measured.Name)
 		switch {
 		case !ok:
@@ -493,8 +528,9 @@ func (p *prediction) measureSections(ctx context.Context, path string, image *ef
 			return fmt.Errorf("PCR 11 cannot be predicted: %s has %d sections %s, of which systemd-stub chooses at boot", path, n, measured.Name)
 		case section.VirtualSize == 0:
 			return fmt.Errorf("PCR 11 cannot be predicted: section %s of %s is empty, and versions of systemd-stub differ in what they do with it", measured.Name, path)
-		case int64(section.VirtualSize) > int64(section.RawSize)+maxPadding:
-			return fmt.Errorf("PCR 11 cannot be predicted: section %s of %s says that %d bytes in the file fill %d bytes in memory", measured.Name, path, section.RawSize, section.VirtualSize)
+		}
+		if err := checkPadding(path, section); err != nil {
+			return err
 		}
 		sections = append(sections, section)
 	}

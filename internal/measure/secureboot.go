@@ -74,6 +74,8 @@ type Authority struct {
 	Type    efi.GUID // efi.CertX509 or efi.CertSHA256 and its kin
 	Data    []byte   // the entry without its owner
 	Subject string   // of a certificate
+
+	certificate *x509.Certificate
 }
 
 func (a Authority) bytes() []byte { return append(bytes.Clone(a.Owner[:]), a.Data...) }
@@ -81,7 +83,7 @@ func (a Authority) bytes() []byte { return append(bytes.Clone(a.Owner[:]), a.Dat
 // String names the entry for people.
 func (a Authority) String() string {
 	if a.Type == efi.CertX509 {
-		return "certificate " + a.Subject
+		return "certificate " + plain(a.Subject)
 	}
 	return fmt.Sprintf("digest %x", a.Data)
 }
@@ -118,11 +120,21 @@ func (d *databases) authorize(path string, image *efi.Image, digests map[crypto.
 		}
 		intact := bytes.Equal(signature.Digest, digest)
 		if intact {
-			if err := d.revoked(path, signature); err != nil {
-				return nil, err
+			if hit := anchor(d.dbx, signature); hit != nil {
+				return nil, denied("the signature of %s leads to %s, which is in dbx", path, hit)
 			}
-			if found == nil {
-				found = anchor(d.db, signature)
+		}
+		for _, c := range signature.Certificates {
+			if d.revoked(c) {
+				return nil, denied("the certificate %s in the signature of %s is in dbx by its digest", plain(c.Subject.String()), path)
+			}
+		}
+		var revoked *Authority
+		if intact && found == nil {
+			// The first entry that vouches decides: when dbx has its digest, firmware
+			// looks for no other one.
+			if found = anchor(d.db, signature); found != nil && d.revoked(found.certificate) {
+				found, revoked = nil, found
 			}
 		}
 		if hit := findDigest(d.dbx, signature.Hash, digest); hit != nil {
@@ -130,6 +142,9 @@ func (d *databases) authorize(path string, image *efi.Image, digests map[crypto.
 		}
 		if found == nil {
 			found = findDigest(d.db, signature.Hash, digest)
+		}
+		if revoked != nil && found == nil && i == len(ders)-1 {
+			return nil, denied("the signature of %s leads to %s, which db has, but dbx forbids by its digest", path, revoked)
 		}
 		if !intact && found == nil && i == len(ders)-1 {
 			return nil, denied("%s was changed after it was signed: its digest is %x, the signature is over %x", path, digest, signature.Digest)
@@ -142,27 +157,23 @@ func (d *databases) authorize(path string, image *efi.Image, digests map[crypto.
 }
 
 func (d *databases) authorizeUnsigned(path string, digests map[crypto.Hash][]byte) (*Authority, error) {
-	for hash, digest := range digests {
-		if findDigest(d.dbx, hash, digest) != nil {
-			return nil, denied("the digest of %s (%x) is in dbx", path, digest)
+	for _, hash := range []crypto.Hash{crypto.SHA256, crypto.SHA384} {
+		if findDigest(d.dbx, hash, digests[hash]) != nil {
+			return nil, denied("the digest of %s (%x) is in dbx", path, digests[hash])
 		}
 	}
 	if found := findDigest(d.db, crypto.SHA256, digests[crypto.SHA256]); found != nil {
 		return found, nil
 	}
-	for hash, digest := range digests {
-		if findDigest(d.db, hash, digest) != nil {
-			return nil, fmt.Errorf("%s is unsigned, and db has its %s digest only, which some firmware does not look at: enter its SHA-256 digest %x", path, hash, digests[crypto.SHA256])
-		}
+	if findDigest(d.db, crypto.SHA384, digests[crypto.SHA384]) != nil {
+		return nil, fmt.Errorf("%s is unsigned, and db has its %s digest only, which some firmware does not look at: enter its SHA-256 digest %x", path, crypto.SHA384, digests[crypto.SHA256])
 	}
 	return nil, denied("%s is not signed, and its SHA-256 Authenticode digest %x is not in db", path, digests[crypto.SHA256])
 }
 
-// revoked says whether dbx forbids a signature by a certificate.
-func (d *databases) revoked(path string, s *efi.AuthenticodeSignature) error {
-	if hit := anchor(d.dbx, s); hit != nil {
-		return denied("the signature of %s leads to %s, which is in dbx", path, hit)
-	}
+// revoked says whether dbx has the digest of a certificate. An entry with a time
+// of revocation counts as well: that would need a dbt to be passed over.
+func (d *databases) revoked(c *x509.Certificate) bool {
 	for _, list := range d.dbx {
 		hash, ok := map[efi.GUID]crypto.Hash{
 			efi.CertX509SHA256: crypto.SHA256, efi.CertX509SHA384: crypto.SHA384, efi.CertX509SHA512: crypto.SHA512,
@@ -170,21 +181,16 @@ func (d *databases) revoked(path string, s *efi.AuthenticodeSignature) error {
 		if !ok {
 			continue
 		}
+		h := hash.New()
+		h.Write(c.RawTBSCertificate)
 		for _, entry := range list.Signatures {
 			// The digest of a TBSCertificate, then an EFI_TIME of 16 bytes.
-			if len(entry.Data) < hash.Size() {
-				continue
-			}
-			for _, c := range s.Certificates {
-				h := hash.New()
-				h.Write(c.RawTBSCertificate)
-				if bytes.Equal(entry.Data[:hash.Size()], h.Sum(nil)) {
-					return denied("the certificate %s in the signature of %s is in dbx by its digest", c.Subject, path)
-				}
+			if bytes.HasPrefix(entry.Data, h.Sum(nil)) {
+				return true
 			}
 		}
 	}
-	return nil
+	return false
 }
 
 // anchor returns the first certificate of a database that vouches for a
@@ -197,7 +203,7 @@ func anchor(lists []efi.SignatureList, s *efi.AuthenticodeSignature) *Authority 
 		for _, entry := range list.Signatures {
 			certificate, err := x509.ParseCertificate(entry.Data)
 			if err == nil && s.AnchoredBy(certificate) {
-				return &Authority{Owner: entry.Owner, Type: list.Type, Data: slices.Clone(entry.Data), Subject: certificate.Subject.String()}
+				return &Authority{Owner: entry.Owner, Type: list.Type, Data: slices.Clone(entry.Data), Subject: certificate.Subject.String(), certificate: certificate}
 			}
 		}
 	}
