@@ -23,8 +23,8 @@ import (
 // above frameSize, which every decoder allows.
 const frameSize = 4 << 20
 
-// maxCompressors bounds memory, which grows with each: about 16 MiB.
-const maxCompressors = 6
+// maxCompressors bounds memory, which each adds some 20 MiB to.
+const maxCompressors = 4
 
 // compressor reads a disk once and yields it compressed, hashing both. It must
 // be closed.
