@@ -1,0 +1,460 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoFilesystem is returned by OpenFilesystem when the bytes are no file
+// system that it knows.
+var ErrNoFilesystem = errors.New("there is no erofs, squashfs or ext4 file system")
+
+// Filesystem is a Linux file system on a raw disk. It is read-only and safe for
+// concurrent use as far as the reader below it is; the files that it opens are
+// not. Paths are those of package io/fs: relative, slash-separated, "." for the
+// root. Symbolic links are followed inside the file system, as the kernel would
+// with it as the root: an absolute link starts at its root, and ".." does not
+// leave it.
+type Filesystem struct {
+	Kind  string // "erofs", "squashfs" or "ext4"
+	UUID  string // 36 characters, "" where the format has none
+	Label string
+
+	tree fileTree
+}
+
+// Stat is what FileInfo.Sys returns, as a *Stat.
+type Stat struct {
+	Inode  uint64 // unique in the file system
+	UID    uint32
+	GID    uint32
+	Nlink  uint32
+	Rdev   uint64 // of a device, as Linux's makedev(3) encodes it
+	Xattrs map[string][]byte
+}
+
+// fileTree is a format: it finds inodes by number and reads what they hold.
+type fileTree interface {
+	root() uint64
+	inode(id uint64) (*inode, error)
+	// list calls yield for each entry except "." and "..", in the order of the
+	// disk, until it fails.
+	list(dir *inode, yield func(dirent) error) error
+	content(file *inode) (io.ReaderAt, error)
+}
+
+// inode is an inode that was read and checked.
+type inode struct {
+	mode    fs.FileMode
+	size    int64
+	modTime time.Time
+	stat    Stat
+	private any // what the format needs to find the content
+}
+
+// dirent is an entry of a directory.
+type dirent struct {
+	name string
+	id   uint64
+	kind fs.FileMode // type bits, as the directory has them
+}
+
+const (
+	// A directory may hold this many entries and bytes; real ones hold fewer by
+	// far. The bounds keep a hostile one from filling memory.
+	maxDirEntries = 1 << 20
+	maxDirSize    = 64 << 20
+	maxSymlink    = 4096 // bytes: Linux's PATH_MAX
+	maxLinks      = 40   // symbolic links in a path, as in Linux
+	maxName       = 255  // bytes
+)
+
+// OpenFilesystem finds out which file system lies in size bytes of r and opens
+// it. The error is ErrNoFilesystem when it is none that is known.
+func OpenFilesystem(r io.ReaderAt, size int64) (*Filesystem, error) {
+	for _, format := range []struct {
+		kind string
+		open func(io.ReaderAt, int64) (*Filesystem, error)
+	}{{"erofs", openErofs}, {"squashfs", openSquashfs}, {"ext4", openExt4}} {
+		f, err := format.open(r, size)
+		if errors.Is(err, ErrNoFilesystem) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open %s file system: %w", format.kind, err)
+		}
+		f.Kind = format.kind
+		root, err := f.tree.inode(f.tree.root())
+		if err == nil && !root.mode.IsDir() {
+			err = errors.New("it is not a directory")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open %s file system: read its root directory: %w", format.kind, err)
+		}
+		return f, nil
+	}
+	return nil, ErrNoFilesystem
+}
+
+// lookup finds the inode at a path. A symbolic link at its end is followed only
+// when follow is set.
+func (f *Filesystem) lookup(name string, follow bool) (*inode, error) {
+	if !fs.ValidPath(name) {
+		return nil, fs.ErrInvalid
+	}
+	root, err := f.tree.inode(f.tree.root())
+	if err != nil {
+		return nil, err
+	}
+	parents := []*inode{root}
+	rest := strings.Split(name, "/")
+	for links := 0; len(rest) > 0; {
+		part := rest[0]
+		rest = rest[1:]
+		dir := parents[len(parents)-1]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			parents = parents[:max(1, len(parents)-1)]
+			continue
+		}
+		if !dir.mode.IsDir() {
+			return nil, unix.ENOTDIR
+		}
+		child, err := f.child(dir, part)
+		if err != nil {
+			return nil, err
+		}
+		if child.mode.Type() != fs.ModeSymlink || len(rest) == 0 && !follow {
+			parents = append(parents, child)
+			continue
+		}
+		if links++; links > maxLinks {
+			return nil, unix.ELOOP
+		}
+		target, err := f.target(child)
+		if err != nil {
+			return nil, err
+		}
+		if strings.HasPrefix(target, "/") {
+			parents = parents[:1]
+		}
+		rest = append(strings.Split(target, "/"), rest...)
+	}
+	return parents[len(parents)-1], nil
+}
+
+// errFound ends a directory listing early.
+var errFound = errors.New("found")
+
+func (f *Filesystem) child(dir *inode, name string) (*inode, error) {
+	var id uint64
+	err := f.tree.list(dir, func(e dirent) error {
+		if e.name == name {
+			id = e.id
+			return errFound
+		}
+		return nil
+	})
+	if errors.Is(err, errFound) {
+		return f.tree.inode(id)
+	}
+	if err == nil {
+		err = fs.ErrNotExist
+	}
+	return nil, err
+}
+
+func (f *Filesystem) target(link *inode) (string, error) {
+	if link.size <= 0 || link.size > maxSymlink {
+		return "", fmt.Errorf("a symbolic link of %d bytes is not between 1 and %d long", link.size, maxSymlink)
+	}
+	content, err := f.tree.content(link)
+	if err != nil {
+		return "", err
+	}
+	target := make([]byte, link.size)
+	if n, err := content.ReadAt(target, 0); n < len(target) {
+		return "", noEOF(err)
+	}
+	if slices.Contains(target, 0) {
+		return "", errors.New("a symbolic link has a NUL in it")
+	}
+	return string(target), nil
+}
+
+// noEOF is for reads that may not meet the end.
+func noEOF(err error) error {
+	if err == nil || errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// Open opens the file or directory at name, following symbolic links.
+func (f *Filesystem) Open(name string) (fs.File, error) {
+	node, err := f.lookup(name, true)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return &fsFile{tree: f.tree, name: name, node: node}, nil
+}
+
+// Stat describes the file at name, following symbolic links.
+func (f *Filesystem) Stat(name string) (fs.FileInfo, error) {
+	node, err := f.lookup(name, true)
+	if err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: name, Err: err}
+	}
+	return fileInfo{path.Base(name), node}, nil
+}
+
+// Lstat describes the file at name without following a symbolic link at its
+// end.
+func (f *Filesystem) Lstat(name string) (fs.FileInfo, error) {
+	node, err := f.lookup(name, false)
+	if err != nil {
+		return nil, &fs.PathError{Op: "lstat", Path: name, Err: err}
+	}
+	return fileInfo{path.Base(name), node}, nil
+}
+
+// ReadLink returns the target of the symbolic link at name as it is stored.
+func (f *Filesystem) ReadLink(name string) (string, error) {
+	node, err := f.lookup(name, false)
+	if err == nil && node.mode.Type() != fs.ModeSymlink {
+		err = fs.ErrInvalid
+	}
+	var target string
+	if err == nil {
+		target, err = f.target(node)
+	}
+	if err != nil {
+		return "", &fs.PathError{Op: "readlink", Path: name, Err: err}
+	}
+	return target, nil
+}
+
+// ReadDir lists the directory at name, sorted by name.
+func (f *Filesystem) ReadDir(name string) ([]fs.DirEntry, error) {
+	node, err := f.lookup(name, true)
+	var entries []fs.DirEntry
+	if err == nil {
+		entries, err = readDirectory(f.tree, node)
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "readdir", Path: name, Err: err}
+	}
+	return entries, nil
+}
+
+func readDirectory(tree fileTree, node *inode) ([]fs.DirEntry, error) {
+	if !node.mode.IsDir() {
+		return nil, unix.ENOTDIR
+	}
+	var entries []fs.DirEntry
+	err := tree.list(node, func(e dirent) error {
+		if len(entries) == maxDirEntries {
+			return fmt.Errorf("the directory has more than %d entries", maxDirEntries)
+		}
+		entries = append(entries, dirEntry{tree, e})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	for i := 1; i < len(entries); i++ {
+		if entries[i].Name() == entries[i-1].Name() {
+			return nil, fmt.Errorf("the directory has two entries named %q, and which one the kernel opens cannot be told", entries[i].Name())
+		}
+	}
+	return entries, nil
+}
+
+// checkName refuses names that no path can lead to.
+func checkName(name string) error {
+	if name == "" || len(name) > maxName || strings.ContainsAny(name, "/\x00") {
+		return fmt.Errorf("%q is no file name", name)
+	}
+	return nil
+}
+
+type dirEntry struct {
+	tree   fileTree
+	dirent dirent
+}
+
+func (e dirEntry) Name() string      { return e.dirent.name }
+func (e dirEntry) IsDir() bool       { return e.dirent.kind.IsDir() }
+func (e dirEntry) Type() fs.FileMode { return e.dirent.kind }
+func (e dirEntry) Info() (fs.FileInfo, error) {
+	node, err := e.tree.inode(e.dirent.id)
+	if err == nil && node.mode.Type() != e.dirent.kind {
+		err = fmt.Errorf("its directory says that it is of type %v, its inode %v", e.dirent.kind, node.mode.Type())
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "lstat", Path: e.dirent.name, Err: err}
+	}
+	return fileInfo{e.dirent.name, node}, nil
+}
+
+type fileInfo struct {
+	name string
+	node *inode
+}
+
+func (i fileInfo) Name() string       { return i.name }
+func (i fileInfo) Size() int64        { return i.node.size }
+func (i fileInfo) Mode() fs.FileMode  { return i.node.mode }
+func (i fileInfo) ModTime() time.Time { return i.node.modTime }
+func (i fileInfo) IsDir() bool        { return i.node.mode.IsDir() }
+func (i fileInfo) Sys() any           { return &i.node.stat }
+
+// fsFile is an open file or directory.
+type fsFile struct {
+	tree    fileTree
+	name    string
+	node    *inode
+	data    io.ReaderAt
+	off     int64
+	entries []fs.DirEntry
+	listed  bool
+}
+
+func (f *fsFile) Stat() (fs.FileInfo, error) { return fileInfo{path.Base(f.name), f.node}, nil }
+func (f *fsFile) Close() error               { return nil }
+
+// Read reads from where the last Read ended.
+func (f *fsFile) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err := f.ReadAt(p, f.off)
+	f.off += int64(n)
+	if n > 0 && err == io.EOF {
+		err = nil
+	}
+	return n, err
+}
+
+// ReadAt reads from the file at a byte offset.
+func (f *fsFile) ReadAt(p []byte, off int64) (int, error) {
+	n, err := f.readAt(p, off)
+	if err != nil && err != io.EOF {
+		err = &fs.PathError{Op: "read", Path: f.name, Err: err}
+	}
+	return n, err
+}
+
+func (f *fsFile) readAt(p []byte, off int64) (int, error) {
+	switch {
+	case f.node.mode.IsDir():
+		return 0, unix.EISDIR
+	case !f.node.mode.IsRegular():
+		return 0, fmt.Errorf("a file of type %v has no content", f.node.mode.Type())
+	case off < 0:
+		return 0, fs.ErrInvalid
+	case off >= f.node.size:
+		return 0, io.EOF
+	}
+	if f.data == nil {
+		data, err := f.tree.content(f.node)
+		if err != nil {
+			return 0, err
+		}
+		f.data = data
+	}
+	want := min(int64(len(p)), f.node.size-off)
+	n, err := f.data.ReadAt(p[:want], off)
+	switch {
+	case int64(n) < want:
+		return n, noEOF(err)
+	case want < int64(len(p)):
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// ReadDir lists the directory as fs.ReadDirFile demands.
+func (f *fsFile) ReadDir(n int) ([]fs.DirEntry, error) {
+	if !f.listed {
+		entries, err := readDirectory(f.tree, f.node)
+		if err != nil {
+			return nil, &fs.PathError{Op: "readdir", Path: f.name, Err: err}
+		}
+		f.entries, f.listed = entries, true
+	}
+	if n > 0 && len(f.entries) == 0 {
+		return nil, io.EOF
+	}
+	if n <= 0 || n > len(f.entries) {
+		n = len(f.entries)
+	}
+	entries := f.entries[:n]
+	f.entries = f.entries[n:]
+	return entries, nil
+}
+
+// unixMode turns Linux's st_mode into Go's.
+func unixMode(mode uint16) (fs.FileMode, error) {
+	m := fs.FileMode(mode & 0o777)
+	switch mode & unix.S_IFMT {
+	case unix.S_IFREG:
+	case unix.S_IFDIR:
+		m |= fs.ModeDir
+	case unix.S_IFLNK:
+		m |= fs.ModeSymlink
+	case unix.S_IFCHR:
+		m |= fs.ModeDevice | fs.ModeCharDevice
+	case unix.S_IFBLK:
+		m |= fs.ModeDevice
+	case unix.S_IFIFO:
+		m |= fs.ModeNamedPipe
+	case unix.S_IFSOCK:
+		m |= fs.ModeSocket
+	default:
+		return 0, fmt.Errorf("mode %#o has no known file type", mode)
+	}
+	if mode&unix.S_ISUID != 0 {
+		m |= fs.ModeSetuid
+	}
+	if mode&unix.S_ISGID != 0 {
+		m |= fs.ModeSetgid
+	}
+	if mode&unix.S_ISVTX != 0 {
+		m |= fs.ModeSticky
+	}
+	return m, nil
+}
+
+// direntType is the file type that erofs and ext4 keep in a directory entry.
+func direntType(t byte) (fs.FileMode, error) {
+	types := []uint16{0, unix.S_IFREG, unix.S_IFDIR, unix.S_IFCHR, unix.S_IFBLK, unix.S_IFIFO, unix.S_IFSOCK, unix.S_IFLNK}
+	if t == 0 || int(t) >= len(types) {
+		return 0, fmt.Errorf("a directory entry is of the unknown type %d", t)
+	}
+	return unixMode(types[t])
+}
+
+// decodeDev decodes a device number as Linux's new_encode_dev writes it.
+func decodeDev(dev uint32) uint64 {
+	return unix.Mkdev(dev>>8&0xfff, dev&0xff|dev>>12&0xfff00)
+}
+
+// formatUUID writes a UUID in its usual form, or "" when it is nil.
+func formatUUID(u [16]byte) string {
+	if u == ([16]byte{}) {
+		return ""
+	}
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+}

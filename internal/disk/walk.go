@@ -1,0 +1,66 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+)
+
+// maxInodes bounds a walk; the largest distributions have a twentieth of it.
+const maxInodes = 16 << 20
+
+// Walk calls visit for each file and directory below the root, in lexical
+// order within a directory, without following symbolic links. The root itself
+// is ".". What cannot be read is handed to visit with its error and a nil
+// FileInfo, and the walk goes on. It ends with the first error of visit, or when
+// the tree is no tree.
+func (f *Filesystem) Walk(visit func(name string, info fs.FileInfo, err error) error) error {
+	w := walk{tree: f.tree, visit: visit, seen: map[uint64]bool{}}
+	node, err := f.tree.inode(f.tree.root())
+	if err != nil {
+		return visit(".", nil, err)
+	}
+	return w.directory(".", node)
+}
+
+type walk struct {
+	tree  fileTree
+	visit func(string, fs.FileInfo, error) error
+	seen  map[uint64]bool // directories
+	count int
+}
+
+func (w *walk) directory(name string, node *inode) error {
+	// A directory in two places may contain itself.
+	if w.seen[node.stat.Inode] {
+		return w.visit(name, nil, fmt.Errorf("directory inode %d is in two places", node.stat.Inode))
+	}
+	if len(name) > 2*maxSymlink {
+		return w.visit(name, nil, errors.New("its path is too long"))
+	}
+	w.seen[node.stat.Inode] = true
+	if err := w.visit(name, fileInfo{path.Base(name), node}, nil); err != nil {
+		return err
+	}
+	entries, err := readDirectory(w.tree, node)
+	if err != nil {
+		return w.visit(name, nil, err)
+	}
+	for _, e := range entries {
+		if w.count++; w.count > maxInodes {
+			return fmt.Errorf("the file system has more than %d files", maxInodes)
+		}
+		at := path.Join(name, e.Name())
+		info, err := e.Info()
+		if err == nil && info.IsDir() {
+			err = w.directory(at, info.(fileInfo).node)
+		} else {
+			err = w.visit(at, info, err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
