@@ -5,6 +5,7 @@ import "github.com/spf13/cobra"
 // commands lists every command in the order of the chain of evidence.
 func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
+		newBuildCommand(a),
 		newMeasureCommand(a),
 		newPushCommand(a),
 		newPullCommand(a),

@@ -1,0 +1,328 @@
+package kiwi
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	builderRepository = "attestable-image-builder"
+	// pullTimeout bounds the wait for the base image: it is 30 MB.
+	pullTimeout     = 5 * time.Minute
+	downloadTimeout = 2 * time.Minute
+	maxSourceBytes  = 64 << 20 // of KIWI's source; 10.3.9 is 1.2 MB
+	maxIndexBytes   = 8 << 20
+	defaultMirror   = "http://deb.debian.org/debian"
+	defaultSuite    = "trixie"
+)
+
+var (
+	baseArgument = regexp.MustCompile(`(?m)^ARG BASE=(\S+)$`)
+	kiwiPin      = regexp.MustCompile(`(?m)^kiwi==([0-9]+\.[0-9]+\.[0-9]+) --hash=sha256:([0-9a-f]{64})$`)
+)
+
+// builder is the container image that runs KIWI, and how it is made.
+type builder struct {
+	engine *engine
+	files  fs.FS  // with Dockerfile and builder/
+	mirror string // Debian mirror for a base made here
+	log    io.Writer
+	cache  string // directory for KIWI's source, "" for none
+}
+
+// image returns the name of the builder image for these inputs, and makes it
+// when the engine does not have it yet.
+func (b *builder) image(ctx context.Context) (string, error) {
+	scratch, err := os.MkdirTemp("", "attestable-image-builder.")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(scratch)
+	sum, err := b.stage(scratch)
+	if err != nil {
+		return "", fmt.Errorf("read the builder's Dockerfile: %w", err)
+	}
+	name := builderRepository + ":" + sum[:16]
+	if _, err := b.engine.ask(ctx, "image", "inspect", "--format", "{{.Id}}", name); err == nil {
+		return name, nil
+	}
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	fmt.Fprintf(b.log, "making the builder image %s\n", name)
+	args := []string{"build", "--tag", name}
+	args = append(args, b.engine.network()...)
+	for _, proxy := range proxies() {
+		args = append(args, "--build-arg", proxy)
+	}
+	base, err := b.base(ctx, scratch)
+	if err != nil {
+		return "", err
+	}
+	if base != "" {
+		args = append(args, "--build-arg", "BASE="+base)
+	}
+	b.source(ctx, scratch)
+	if err := b.run(b.engine.command(ctx, append(args, scratch)...)); err != nil {
+		return "", fmt.Errorf("make the builder image from the Dockerfile: %w", err)
+	}
+	return name, nil
+}
+
+// run runs a command, whose output goes to the log. The error has its end.
+func (b *builder) run(cmd *exec.Cmd) error {
+	live := &liveLog{w: b.log}
+	cmd.Stdout, cmd.Stderr = live, live
+	err := cmd.Run()
+	live.close()
+	if err == nil {
+		return nil
+	}
+	var lines []string
+	for line := range strings.Lines(string(live.tail)) {
+		lines = append(lines, strings.TrimSpace(line))
+	}
+	if told := tellingLines(lines); told != nil {
+		return fmt.Errorf("%s (%w)", join(told[max(0, len(told)-3):]), err)
+	}
+	return fmt.Errorf("%s (%w)", lastLine(string(live.tail)), err)
+}
+
+// stage copies Dockerfile and builder/ into dir, the context of the build, and
+// returns a SHA-256 of them in hex. The mirror counts, because packages of the
+// builder come from there.
+func (b *builder) stage(dir string) (string, error) {
+	hash := sha256.New()
+	fmt.Fprintf(hash, "%s\n%s\n", runtime.GOARCH, b.mirror)
+	add := func(name string, content []byte) error {
+		fmt.Fprintf(hash, "%s %d\n", name, len(content))
+		hash.Write(content)
+		target := filepath.Join(dir, filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil { //nolint:gosec // the engine reads it
+			return err
+		}
+		return os.WriteFile(target, content, 0o644) //nolint:gosec // the engine reads it
+	}
+	dockerfile, err := readBounded(b.files, "Dockerfile", maxConfigBytes)
+	if err != nil {
+		return "", err
+	}
+	if err := add("Dockerfile", dockerfile); err != nil {
+		return "", err
+	}
+	err = fs.WalkDir(b.files, "builder", func(name string, entry fs.DirEntry, err error) error {
+		switch {
+		case name == "builder" && errors.Is(err, fs.ErrNotExist):
+			return fs.SkipAll
+		case err != nil || entry.IsDir():
+			return err
+		case !entry.Type().IsRegular():
+			return nil
+		}
+		content, err := readBounded(b.files, name, maxSourceBytes)
+		if err != nil {
+			return err
+		}
+		return add(name, content)
+	})
+	return hex.EncodeToString(hash.Sum(nil)), err
+}
+
+// base returns the base image to build on: "" for the Dockerfile's own, or one
+// that is made here where no registry can be reached.
+func (b *builder) base(ctx context.Context, scratch string) (string, error) {
+	dockerfile, err := os.ReadFile(filepath.Join(scratch, "Dockerfile")) //nolint:gosec // staged above
+	if err != nil {
+		return "", err
+	}
+	m := baseArgument.FindSubmatch(dockerfile)
+	if m == nil { // a Dockerfile of the user's, with a base of its own
+		return "", nil
+	}
+	if b.mirror != "" { // packages are to come from one place only
+		return b.makeBase(ctx)
+	}
+	own := string(m[1])
+	if _, err := b.engine.ask(ctx, "image", "inspect", "--format", "{{.Id}}", own); err == nil {
+		return "", nil
+	}
+	pullCtx, cancel := context.WithTimeout(ctx, pullTimeout)
+	defer cancel()
+	quiet := *b
+	quiet.log = io.Discard
+	err = quiet.run(b.engine.command(pullCtx, "pull", "--quiet", own))
+	switch {
+	case err == nil:
+		return "", nil
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	}
+	fmt.Fprintf(b.log, "the registry of %s cannot be used (%v): making the builder's root file system with mmdebstrap instead\n", own, err)
+	return b.makeBase(ctx)
+}
+
+// makeBase makes a Debian root file system on this machine and gives it to the
+// engine as an image.
+func (b *builder) makeBase(ctx context.Context) (string, error) {
+	mirror := b.mirror
+	if mirror == "" {
+		mirror = defaultMirror
+	}
+	sum := sha256.Sum256([]byte(runtime.GOARCH + "\n" + mirror))
+	name := "attestable-image-base:" + defaultSuite + "-" + hex.EncodeToString(sum[:8])
+	if _, err := b.engine.ask(ctx, "image", "inspect", "--format", "{{.Id}}", name); err == nil {
+		return name, nil
+	}
+	program, err := exec.LookPath("mmdebstrap")
+	if err != nil {
+		return "", errors.New("make the builder's root file system: mmdebstrap is not installed: install it (apt-get install mmdebstrap), make a container registry reachable, or name a builder image with --builder-image")
+	}
+	scratch, err := os.MkdirTemp("", "attestable-image-base.")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(scratch)
+	archive := filepath.Join(scratch, "base.tar")
+	cmd := exec.CommandContext(ctx, program, "--variant=minbase", "--include=ca-certificates", defaultSuite, archive, mirror) //nolint:gosec // the program to run
+	// mmdebstrap takes its root file system away again when it is asked to end.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 20 * time.Second
+	if err := b.run(cmd); err != nil {
+		return "", fmt.Errorf("make the builder's root file system with mmdebstrap from %s: %w", mirror, err)
+	}
+	if err := b.run(b.engine.command(ctx, "import", archive, name)); err != nil {
+		return "", fmt.Errorf("give the builder's root file system to %s: %w", b.engine.name, err)
+	}
+	return name, nil
+}
+
+// source puts KIWI's source into the context of the build, so that the container
+// needs no access to PyPI. What fails here is only told: the Dockerfile downloads
+// the source itself when there is none.
+func (b *builder) source(ctx context.Context, scratch string) {
+	requirements, err := os.ReadFile(filepath.Join(scratch, "builder", "requirements.txt")) //nolint:gosec // staged above
+	if err != nil {
+		return
+	}
+	m := kiwiPin.FindSubmatch(requirements)
+	if m == nil {
+		return
+	}
+	name := "kiwi-" + string(m[1]) + ".tar.gz"
+	target := filepath.Join(scratch, "builder", name)
+	if _, err := os.Stat(target); err == nil {
+		return
+	}
+	content, err := b.download(ctx, name, string(m[2]))
+	if err == nil {
+		err = os.WriteFile(target, content, 0o644) //nolint:gosec // the engine reads it
+	}
+	if err != nil {
+		fmt.Fprintf(b.log, "%v: the container downloads it itself\n", err)
+	}
+}
+
+// download returns KIWI's source, from the cache or from PyPI, with the SHA-256
+// sum in hex.
+func (b *builder) download(ctx context.Context, name, sum string) ([]byte, error) {
+	cached := ""
+	if b.cache != "" {
+		cached = filepath.Join(b.cache, name)
+		if content, err := readBounded(os.DirFS(b.cache), name, maxSourceBytes); err == nil && sumOf(content) == sum {
+			return content, nil
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, downloadTimeout)
+	defer cancel()
+	index := os.Getenv("PIP_INDEX_URL")
+	if index == "" {
+		index = "https://pypi.org/simple"
+	}
+	index = strings.TrimRight(index, "/") + "/kiwi/"
+	page, err := get(ctx, index, maxIndexBytes)
+	if err != nil {
+		return nil, fmt.Errorf("look up KIWI's source: %w", err)
+	}
+	// The index is HTML, or JSON where the server likes that better; the address
+	// stands in quotes in both, with or without a fragment. It need not be
+	// trusted: the sum tells whether the file is the one.
+	m := regexp.MustCompile(`"([^"#]*` + regexp.QuoteMeta(name) + `)[#"]`).FindSubmatch(page)
+	if m == nil {
+		return nil, fmt.Errorf("look up KIWI's source: %s does not list %s", index, name)
+	}
+	address, err := resolve(index, string(m[1]))
+	if err != nil {
+		return nil, fmt.Errorf("look up KIWI's source: %w", err)
+	}
+	content, err := get(ctx, address, maxSourceBytes)
+	if err != nil {
+		return nil, fmt.Errorf("download KIWI's source: %w", err)
+	}
+	if got := sumOf(content); got != sum {
+		return nil, fmt.Errorf("download KIWI's source: %s has SHA-256 %s and not %s", address, got, sum)
+	}
+	if cached != "" { // best effort
+		if err := os.MkdirAll(b.cache, 0o755); err == nil { //nolint:gosec // nothing secret
+			_ = os.WriteFile(cached, content, 0o644) //nolint:gosec // nothing secret
+		}
+	}
+	return content, nil
+}
+
+// resolve returns the address that a reference on a page means.
+func resolve(page, reference string) (string, error) {
+	base, err := url.Parse(page)
+	if err != nil {
+		return "", err
+	}
+	address, err := base.Parse(reference)
+	if err != nil {
+		return "", err
+	}
+	return address.String(), nil
+}
+
+// get fetches at most limit bytes.
+func get(ctx context.Context, address string, limit int64) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s answers %s", address, response.Status)
+	}
+	content, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read %s: %w", address, err)
+	case int64(len(content)) > limit:
+		return nil, fmt.Errorf("read %s: it is larger than %d bytes", address, limit)
+	}
+	return content, nil
+}
+
+func sumOf(content []byte) string {
+	sum := sha256.Sum256(content)
+	return hex.EncodeToString(sum[:])
+}

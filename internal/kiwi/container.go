@@ -1,0 +1,190 @@
+package kiwi
+
+import (
+	"context"
+	"crypto/rand"
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// tools run inside the container: KIWI's call, the clean-up, and what stands in
+// for vfat.
+//
+//go:embed container
+var tools embed.FS
+
+// cleanTimeout bounds the removal of a container and of what it held.
+const cleanTimeout = 2 * time.Minute
+
+// container is one run of KIWI.
+type container struct {
+	engine       *engine
+	image        string
+	host         host
+	log          io.Writer
+	name         string
+	description  string   // host path, seen as /description
+	output       string   // host path, seen as /output
+	tools        string   // host path of the tools
+	repositories []string // host paths of package sources by number, "" for remote ones
+	tail         string   // end of what the container printed
+}
+
+// prepare makes the directories that the container sees.
+func (c *container) prepare() error {
+	c.name = "attestable-image-" + strings.ToLower(rand.Text()[:16])
+	for _, dir := range []string{c.output, c.tools} {
+		if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // root in the container may be nobody here
+			return err
+		}
+	}
+	entries, err := tools.ReadDir("container")
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		content, err := tools.ReadFile("container/" + entry.Name())
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(c.tools, entry.Name()), content, 0o755); err != nil { //nolint:gosec // programs
+			return err
+		}
+	}
+	return nil
+}
+
+// args are the options of a container that runs one of the tools.
+func (c *container) args(name, tool string) []string {
+	args := []string{
+		"--name", name, "--entrypoint", "/run/attestable-image/" + tool,
+		// All that KIWI needs beyond the engine's defaults: to mount, and the loop
+		// devices (major 7) with their partitions (259) and the device that hands
+		// them out (10, 237). It is not --privileged.
+		"--cap-add", "SYS_ADMIN",
+		"--security-opt", "seccomp=unconfined",
+		"--security-opt", "apparmor=unconfined",
+		"--volume", "/dev:/dev",
+		"--device-cgroup-rule", "b 7:* rmw",
+		"--device-cgroup-rule", "b 259:* rmw",
+		"--device-cgroup-rule", "c 10:237 rmw",
+		"--mount", bind(c.output, "/output", false),
+		"--mount", bind(filepath.Join(c.tools, tool), "/run/attestable-image/"+tool, true),
+	}
+	if c.engine.name == "podman" {
+		args = append(args, "--security-opt", "label=disable")
+	}
+	return args
+}
+
+// buildArgs is the command line that makes the container for KIWI.
+func (c *container) buildArgs() []string {
+	args := append([]string{"create"}, c.args(c.name, "build")...)
+	args = append(args, c.engine.network()...)
+	args = append(args,
+		"--mount", bind(c.description, "/description", true),
+		"--env", fmt.Sprintf("OWNER=%d:%d", os.Getuid(), os.Getgid()),
+		// The kernel's package would make an initrd of its own, which nothing uses.
+		"--env", "INITRD=No",
+	)
+	for _, proxy := range proxies() {
+		args = append(args, "--env", proxy)
+	}
+	if os.Getenv("SOURCE_DATE_EPOCH") != "" {
+		args = append(args, "--env", "SOURCE_DATE_EPOCH")
+	}
+	for i, dir := range c.repositories {
+		if dir != "" {
+			args = append(args, "--mount", bind(dir, fmt.Sprintf("%s/%d", localRepository, i), true))
+		}
+	}
+	if !c.host.vfat {
+		args = append(args,
+			"--mount", bind(filepath.Join(c.tools, "mount.vfat"), "/usr/sbin/mount.vfat", true),
+			"--mount", bind(filepath.Join(c.tools, "umount.tmpfs"), "/usr/sbin/umount.tmpfs", true),
+			// bootctl looks for a vfat in the mounted EFI system partition.
+			"--env", "SYSTEMD_RELAX_ESP_CHECKS=1",
+		)
+	}
+	return append(args, c.image)
+}
+
+// bind describes a bind mount, in the form of CSV that engines read.
+func bind(source, target string, readOnly bool) string {
+	field := "source=" + source
+	if strings.ContainsAny(field, `,"`+"\n") {
+		field = `"` + strings.ReplaceAll(field, `"`, `""`) + `"`
+	}
+	mount := "type=bind," + field + ",target=" + target
+	if readOnly {
+		mount += ",readonly"
+	}
+	return mount
+}
+
+// build runs KIWI to its end, or kills it when ctx is done.
+func (c *container) build(ctx context.Context) error {
+	// A container that is being made cannot be told from none, so this is not
+	// interrupted: it takes less than a second.
+	if _, err := c.engine.ask(context.WithoutCancel(ctx), c.buildArgs()...); err != nil {
+		return fmt.Errorf("make a container with %s: %w", c.engine.name, err)
+	}
+	live := &liveLog{w: c.log}
+	cmd := c.engine.command(ctx, "start", "--attach", c.name)
+	cmd.Stdout, cmd.Stderr = live, live
+	err := cmd.Run()
+	live.close()
+	c.tail = string(live.tail)
+	return errors.Join(err, c.remove())
+}
+
+// remove removes the container, and kills it if it still runs.
+func (c *container) remove() error {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanTimeout)
+	defer cancel()
+	var err error
+	for range 10 {
+		if _, err = c.engine.ask(ctx, "rm", "--force", "--volumes", c.name); err == nil || strings.Contains(strings.ToLower(err.Error()), "no such container") {
+			return nil
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	return fmt.Errorf("remove the container %s: %w", c.name, err)
+}
+
+// clean releases what a failed build left: loop devices of files in the output
+// directory, and these files, which may not be this user's.
+func (c *container) clean() error {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanTimeout)
+	defer cancel()
+	args := append([]string{"run", "--rm"}, c.args(c.name+"-clean", "clean")...)
+	if _, err := c.engine.ask(ctx, append(args, "--network", "none", c.image)...); err != nil {
+		return fmt.Errorf("clean up after the build: %w", err)
+	}
+	return nil
+}
+
+// reason tells why a build failed: from KIWI's log, or from the end of what the
+// container printed when there is none.
+func (c *container) reason(log string, logErr, runErr error) error {
+	e := &LogError{}
+	if logErr == nil {
+		e.Log = log
+		if content, err := readTail(log); err == nil {
+			e.Reason = Reason(content)
+		}
+	}
+	if e.Reason == "" {
+		e.Reason = lastLine(c.tail)
+		if e.Reason == "" {
+			e.Reason = runErr.Error()
+		}
+	}
+	return e
+}

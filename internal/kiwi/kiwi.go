@@ -1,0 +1,270 @@
+package kiwi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// Options say what to build. Description, Source and Output have to be given.
+type Options struct {
+	Description fs.FS  // KIWI's description directory
+	Source      string // what the description is called in messages
+	Embedded    bool   // Description has neither modes nor times: scripts are told by "#!"
+	Overlay     string // directory that is copied over the image's root
+
+	Name           string          // of the image; "" is the description's
+	Version        string          // of the image; "" is the description's
+	PackageSources []PackageSource // in place of the description's remote repositories
+
+	BuilderImage string // container image with KIWI; "" makes one
+	// Builder holds the Dockerfile and builder/ of the container image, for
+	// descriptions without a Dockerfile of their own.
+	Builder fs.FS
+
+	Output string    // directory for the results: new, empty, or that of an earlier build
+	Log    io.Writer // gets KIWI's log while it is written; nil discards it
+}
+
+// Result is what a build made. The files are in Options.Output.
+type Result struct {
+	Disk         string // path of the raw disk
+	Packages     string // path of the list of packages in the image, "" when KIWI made none
+	Log          string // path of KIWI's log
+	BuilderImage string // container image that ran KIWI
+}
+
+// LogError is a build that failed while KIWI ran.
+type LogError struct {
+	Reason string // why, from KIWI's log
+	Log    string // path of KIWI's log, "" when it wrote none
+}
+
+func (e *LogError) Error() string {
+	if e.Log == "" {
+		return e.Reason
+	}
+	return fmt.Sprintf("%s (KIWI's log: %s)", e.Reason, e.Log)
+}
+
+// Build builds an image. The results of an earlier build in Output are removed
+// first. When ctx is done the container is killed, and what it held is released.
+func Build(ctx context.Context, o Options) (*Result, error) {
+	if o.Log == nil {
+		o.Log = io.Discard
+	}
+	for _, check := range []struct {
+		value string
+		valid func(string) error
+	}{{o.Name, ValidateName}, {o.Version, ValidateVersion}} {
+		if check.value == "" {
+			continue
+		}
+		if err := check.valid(check.value); err != nil {
+			return nil, err
+		}
+	}
+	// A description that is none is told before anything is made.
+	if _, err := configFile(o.Description); err != nil {
+		return nil, fmt.Errorf("read the KIWI description %s: %w", o.Source, err)
+	}
+	output, err := openOutput(o.Output)
+	if err != nil {
+		return nil, err
+	}
+	defer output.close()
+	description := filepath.Join(output.scratch, "description")
+	if err := o.stage(description); err != nil {
+		return nil, err
+	}
+	abilities, err := readHost(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !abilities.vfat {
+		fmt.Fprintln(o.Log, "this machine's kernel has no vfat: the EFI system partition is staged with mtools")
+	}
+	e, err := findEngine(ctx)
+	if err != nil {
+		return nil, err
+	}
+	image, err := o.builderImage(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	c := container{
+		engine: e, image: image, host: abilities, log: o.Log,
+		description: description,
+		output:      filepath.Join(output.scratch, "output"),
+		tools:       filepath.Join(output.scratch, "tools"),
+	}
+	for _, source := range o.PackageSources {
+		c.repositories = append(c.repositories, source.local())
+	}
+	return o.run(ctx, &c, output)
+}
+
+// run runs KIWI and moves its results to where they belong.
+func (o *Options) run(ctx context.Context, c *container, output *outputDir) (*Result, error) {
+	if err := c.prepare(); err != nil {
+		return nil, err
+	}
+	runErr := c.build(ctx)
+	log, logErr := output.keep(filepath.Join(c.output, "kiwi.log"), "kiwi.log")
+	if runErr != nil {
+		reason := c.reason(log, logErr, runErr)
+		cleanErr := c.clean()
+		if ctx.Err() != nil {
+			return nil, errors.Join(fmt.Errorf("build %s: the build was stopped: %w", o.Source, ctx.Err()), cleanErr)
+		}
+		return nil, errors.Join(fmt.Errorf("build %s with KIWI: %w", o.Source, reason), cleanErr)
+	}
+	if logErr != nil {
+		return nil, logErr
+	}
+	result := &Result{Log: log, BuilderImage: c.image}
+	content, err := readBounded(os.DirFS(filepath.Join(c.output, "build")), "kiwi.result.json", maxResultBytes)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("read KIWI's result file: %w", err), c.clean())
+	}
+	files, err := parseResult(content, "/output/build")
+	if err != nil {
+		return nil, errors.Join(err, c.clean())
+	}
+	disk, err := diskFile(files)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("build %s: %w", o.Source, err), c.clean())
+	}
+	for key, name := range files {
+		path, err := output.keep(filepath.Join(c.output, "build", name), name)
+		if errors.Is(err, fs.ErrNotExist) && name != disk {
+			continue // KIWI lists some files that it did not write
+		}
+		if err != nil {
+			return nil, err
+		}
+		switch key {
+		case "disk_image":
+			result.Disk = path
+		case "image_packages":
+			result.Packages = path
+		}
+	}
+	info, err := os.Stat(result.Disk)
+	if err != nil {
+		return nil, fmt.Errorf("read the disk that KIWI made: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Size() == 0 {
+		return nil, fmt.Errorf("read the disk that KIWI made: %s is empty", result.Disk)
+	}
+	return result, nil
+}
+
+// builderImage returns the container image to run KIWI in.
+func (o *Options) builderImage(ctx context.Context, e *engine) (string, error) {
+	b := builder{engine: e, files: o.Description, log: o.Log}
+	if o.BuilderImage != "" {
+		if _, err := e.ask(ctx, "image", "inspect", "--format", "{{.Id}}", o.BuilderImage); err == nil {
+			return o.BuilderImage, nil
+		}
+		if err := b.run(e.command(ctx, "pull", o.BuilderImage)); err != nil {
+			return "", fmt.Errorf("pull the builder image %s: %w", o.BuilderImage, err)
+		}
+		return o.BuilderImage, nil
+	}
+	if _, err := fs.Stat(o.Description, "Dockerfile"); err != nil {
+		if o.Builder == nil {
+			return "", fmt.Errorf("the KIWI description %s has no Dockerfile for its builder: name a builder image with --builder-image", o.Source)
+		}
+		b.files = o.Builder
+	}
+	for _, source := range o.PackageSources {
+		if source.local() == "" {
+			b.mirror = source.URI
+			break
+		}
+	}
+	if dir, err := os.UserCacheDir(); err == nil {
+		b.cache = filepath.Join(dir, "attestable-image", "kiwi")
+	}
+	if dir := os.Getenv("ATTESTABLE_IMAGE_CACHE"); dir != "" {
+		b.cache = filepath.Join(dir, "kiwi")
+	}
+	return b.image(ctx)
+}
+
+// outputDir is the directory of the results. While a build runs it is locked, and
+// holds a scratch directory.
+type outputDir struct {
+	path    string
+	scratch string
+	lock    *os.File
+	made    []string // names of what a build keeps here
+}
+
+// manifestName is the file in an output directory that lists what a build made
+// there, one name a line: the next build removes these files, and no others.
+const manifestName = ".attestable-image-build"
+
+const maxManifestBytes = 64 << 10
+
+// openOutput makes the output directory, or empties that of an earlier build.
+func openOutput(path string) (*outputDir, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(path, 0o755); err != nil { //nolint:gosec // results are for everybody to read
+		return nil, fmt.Errorf("make the output directory: %w", err)
+	}
+	lock, err := os.Open(path) //nolint:gosec // the caller's directory
+	if err != nil {
+		return nil, fmt.Errorf("open the output directory: %w", err)
+	}
+	d := &outputDir{path: path, lock: lock}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
+		_ = lock.Close()
+		return nil, fmt.Errorf("lock the output directory %s: another build is using it (%w)", path, err)
+	}
+	if err := d.empty(); err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	d.scratch, err = os.MkdirTemp(path, ".build-")
+	if err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("make a directory in the output directory: %w", err)
+	}
+	d.made = []string{filepath.Base(d.scratch)}
+	if err := d.writeManifest(); err != nil {
+		d.close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// keep moves a result into the output directory.
+func (d *outputDir) keep(from, name string) (string, error) {
+	to := filepath.Join(d.path, name)
+	if info, err := os.Lstat(from); err != nil {
+		return "", err
+	} else if !info.Mode().IsRegular() {
+		return "", fmt.Errorf("KIWI's result %s is not a file", from)
+	}
+	d.made = append(d.made, name)
+	if err := d.writeManifest(); err != nil {
+		return "", err
+	}
+	return to, os.Rename(from, to)
+}
+
+// close removes the scratch directory and gives the output directory free.
+func (d *outputDir) close() {
+	_ = os.RemoveAll(d.scratch) // what is left in it is named in the manifest
+	_ = d.lock.Close()
+}
