@@ -3,9 +3,9 @@
 // partition and the FAT file system in it (UEFI 2.10, section 13.3, and
 // Microsoft's FAT32 specification 1.03).
 //
-// It never mounts, never needs root, never writes, and reads only what it is
-// asked for. Every byte on the disk is treated as hostile: sizes are checked
-// against the disk before anything is allocated.
+// It never mounts, never needs root, and reads only what it is asked for; it
+// writes through ReplaceFile alone. Every byte on the disk is treated as
+// hostile: sizes are checked against the disk before anything is allocated.
 package disk
 
 import (

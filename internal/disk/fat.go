@@ -35,6 +35,7 @@ type DirEntry struct {
 	Size    int64  // bytes; 0 for a directory
 	short   string // 8.3 name
 	cluster uint32 // first cluster, 0 when empty
+	offset  int64  // of the short entry, bytes from the start of the file system
 }
 
 const (
@@ -396,6 +397,7 @@ func (f *FAT) readDir(dir DirEntry) ([]DirEntry, error) {
 					long.reset()
 				default:
 					e := decodeDirEntry(raw[:32], &long)
+					e.offset = r.offset + off + int64(len(block)-len(raw))
 					long.reset()
 					if e.short != "." && e.short != ".." {
 						entries = append(entries, e)
