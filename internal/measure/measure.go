@@ -497,6 +497,9 @@ func (p *prediction) loadKernel(ctx context.Context, path string, uki *efi.Image
 	if err != nil {
 		return fmt.Errorf("%s: %w", inner, err)
 	}
+	if err := p.checkArchitecture(inner, kernel); err != nil {
+		return err
+	}
 	return p.loadImage(ctx, inner, kernel, 0)
 }
 
