@@ -17,6 +17,8 @@ import (
 	protorekor "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	rekor2 "github.com/sigstore/rekor-tiles/v2/pkg/generated/protobuf"
 	rekor1 "github.com/sigstore/rekor/pkg/generated/client"
+	"github.com/sigstore/rekor/pkg/generated/client/entries"
+	"github.com/sigstore/rekor/pkg/generated/models"
 	"github.com/sigstore/rekor/pkg/util"
 	"github.com/sigstore/sigstore-go/pkg/sign"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -66,12 +68,13 @@ func newLog(ctx context.Context, log Log, transport retry.Transport) sign.Transp
 		if path == "" {
 			path = rekor1.DefaultBasePath
 		}
+		client.Transport = refusals{client.Transport}
 		rt := openapi.NewWithClient(base.Host, path, []string{base.Scheme}, client)
 		rt.Consumers["application/json"] = runtime.JSONConsumer()
 		rt.Producers["application/json"] = runtime.JSONProducer()
 		registry := strfmt.NewFormats()
 		registry.Add("signedCheckpoint", &util.SignedNote{}, util.SignedCheckpointValidator)
-		options.Client = rekor1.New(rt, registry).Entries
+		options.Client = logV1{rekor1.New(rt, registry).Entries}
 	}
 	return transparencyLog{log.URL, sign.NewRekor(options), err}
 }
@@ -83,6 +86,59 @@ func (l transparencyLog) GetTransparencyLogEntry(ctx context.Context, certificat
 	}
 	if err != nil {
 		return fmt.Errorf("add an entry to the log %s: %w", l.url, err)
+	}
+	return nil
+}
+
+// refusals turns an answer that no client needs to see into an error with its
+// words: the generated one stumbles over what is not JSON.
+type refusals struct{ base http.RoundTripper }
+
+func (t refusals) RoundTrip(request *http.Request) (*http.Response, error) {
+	response, err := t.base.RoundTrip(request)
+	if err != nil || response.StatusCode < 300 || response.StatusCode == http.StatusConflict {
+		return response, err
+	}
+	defer response.Body.Close()
+	return nil, retry.NewStatusError(response)
+}
+
+// logV1 is a Rekor v1 whose answers are looked at before sigstore-go follows
+// pointers in them.
+type logV1 struct{ entries entries.ClientService }
+
+func (l logV1) CreateLogEntry(params *entries.CreateLogEntryParams, options ...entries.ClientOption) (*entries.CreateLogEntryCreated, error) {
+	created, err := l.entries.CreateLogEntry(params, options...)
+	if err != nil {
+		return nil, err
+	}
+	entry, ok := created.Payload[created.ETag]
+	if !ok {
+		return nil, errors.New("its answer lacks the entry that its header ETag names")
+	}
+	return created, checkEntry(entry)
+}
+
+func (l logV1) GetLogEntryByUUID(params *entries.GetLogEntryByUUIDParams, options ...entries.ClientOption) (*entries.GetLogEntryByUUIDOK, error) {
+	found, err := l.entries.GetLogEntryByUUID(params, options...)
+	if err != nil {
+		return nil, err
+	}
+	if len(found.Payload) != 1 {
+		return nil, fmt.Errorf("its answer holds %d entries instead of one", len(found.Payload))
+	}
+	for _, entry := range found.Payload {
+		err = checkEntry(entry)
+	}
+	return found, err
+}
+
+func checkEntry(entry models.LogEntryAnon) error {
+	if err := entry.Validate(strfmt.Default); err != nil {
+		return fmt.Errorf("its entry is not whole: %w", err)
+	}
+	if entry.Verification == nil || entry.Verification.InclusionProof == nil {
+		return errors.New("its entry lacks the proof of inclusion")
 	}
 	return nil
 }

@@ -217,18 +217,27 @@ func (s *Signer) Sign(ctx context.Context, statement *Statement) ([]byte, error)
 	if err != nil {
 		return fail(redact(err, token))
 	}
-	spaced, err := protojson.Marshal(message)
+	line, err := marshalBundle(message)
 	if err != nil {
 		return fail(err)
+	}
+	checked := s.trust.Check(Candidate{Source: "the new bundle", Data: line}, statement.Subject[0].Digest["sha256"])
+	if checked.Err != nil {
+		return fail(fmt.Errorf("the new bundle does not verify, so it is stored nowhere: %w", checked.Err))
+	}
+	return line, nil
+}
+
+// marshalBundle is the bundle as JSON on one line.
+func marshalBundle(message *protobundle.Bundle) ([]byte, error) {
+	spaced, err := protojson.Marshal(message)
+	if err != nil {
+		return nil, err
 	}
 	// protojson's spaces change from build to build on purpose.
 	var line bytes.Buffer
 	if err := json.Compact(&line, spaced); err != nil {
-		return fail(err)
-	}
-	checked := s.trust.Check(Candidate{Source: "the new bundle", Data: line.Bytes()}, statement.Subject[0].Digest["sha256"])
-	if checked.Err != nil {
-		return fail(fmt.Errorf("the new bundle does not verify, so it is stored nowhere: %w", checked.Err))
+		return nil, err
 	}
 	return line.Bytes(), nil
 }
