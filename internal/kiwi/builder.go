@@ -65,7 +65,7 @@ func (b *builder) image(ctx context.Context) (string, error) {
 		return "", ctx.Err()
 	}
 	fmt.Fprintf(b.log, "making the builder image %s\n", name)
-	args := []string{"build", "--tag", name}
+	args := []string{"build", "--force-rm", "--tag", name}
 	args = append(args, b.engine.network()...)
 	for _, proxy := range proxies() {
 		args = append(args, "--build-arg", proxy)

@@ -1,0 +1,100 @@
+package kiwi
+
+import (
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// testContainer is a container that is never run.
+func testContainer(t *testing.T, engineName string, vfat bool) *container {
+	t.Helper()
+	dir := t.TempDir()
+	c := &container{
+		engine: &engine{name: engineName, program: "/nonexistent"}, image: "builder:1", host: host{vfat: vfat},
+		description: filepath.Join(dir, "description"), output: filepath.Join(dir, "output"), tools: filepath.Join(dir, "tools"),
+	}
+	if err := c.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// has reports whether args has these words one after the other.
+func has(args []string, words ...string) bool {
+	for i := range args {
+		if i+len(words) <= len(args) && slices.Equal(args[i:i+len(words)], words) {
+			return true
+		}
+	}
+	return false
+}
+
+func TestContainerRights(t *testing.T) {
+	for _, name := range []string{"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "SOURCE_DATE_EPOCH"} {
+		t.Setenv(name, "")
+	}
+	c := testContainer(t, "docker", true)
+	args := c.buildArgs()
+	// Every right is listed here: one more has to be added on purpose.
+	var rights []string
+	for i, arg := range args {
+		if strings.HasPrefix(arg, "--cap") || arg == "--security-opt" || arg == "--device-cgroup-rule" || arg == "--volume" ||
+			arg == "--device" || arg == "--privileged" || arg == "--pid" || arg == "--ipc" || arg == "--network" || arg == "--userns" {
+			rights = append(rights, arg+" "+args[i+1])
+		}
+	}
+	want := []string{
+		"--cap-add SYS_ADMIN",
+		"--security-opt seccomp=unconfined",
+		"--security-opt apparmor=unconfined",
+		"--volume /dev:/dev",
+		"--device-cgroup-rule b 7:* rmw",
+		"--device-cgroup-rule b 259:* rmw",
+		"--device-cgroup-rule c 10:237 rmw",
+	}
+	if !slices.Equal(rights, want) {
+		t.Errorf("rights are\n%q, want\n%q", rights, want)
+	}
+	if args[0] != "create" || args[len(args)-1] != "builder:1" {
+		t.Errorf("arguments %q", args)
+	}
+	for _, env := range []string{"SOURCE_DATE_EPOCH", "http_proxy", "SYSTEMD_RELAX_ESP_CHECKS=1"} {
+		if has(args, "--env", env) {
+			t.Errorf("%s is handed on", env)
+		}
+	}
+	if strings.Contains(strings.Join(args, " "), "vfat") {
+		t.Errorf("the stand-in for vfat is in the normal path: %q", args)
+	}
+}
+
+func TestContainerOptions(t *testing.T) {
+	t.Setenv("SOURCE_DATE_EPOCH", "1700000000")
+	t.Setenv("https_proxy", "http://user:secret@proxy")
+	c := testContainer(t, "podman", false)
+	c.engine.hostNetwork = true
+	c.repositories = []string{"", "/srv/a,b"}
+	args := c.buildArgs()
+	for _, want := range [][]string{
+		{"--env", "SOURCE_DATE_EPOCH"},
+		{"--env", "https_proxy"}, // by name: its value is not on a command line
+		{"--env", "SYSTEMD_RELAX_ESP_CHECKS=1"},
+		{"--network", "host"},
+		{"--security-opt", "label=disable"},
+		{"--mount", `type=bind,"source=/srv/a,b",target=/run/attestable-image/repositories/1,readonly`},
+		{"--mount", "type=bind,source=" + c.tools + "/mount.vfat,target=/usr/sbin/mount.vfat,readonly"},
+		{"--mount", "type=bind,source=" + c.tools + "/umount.tmpfs,target=/usr/sbin/umount.tmpfs,readonly"},
+	} {
+		if !has(args, want...) {
+			t.Errorf("%q is missing in %q", want, args)
+		}
+	}
+	if strings.Contains(strings.Join(args, " "), "secret") {
+		t.Error("a proxy's password is on the command line")
+	}
+	if other := testContainer(t, "docker", true); other.name == c.name {
+		t.Errorf("two containers are called %s", c.name)
+	}
+}
