@@ -61,15 +61,15 @@ measure() {
 }
 
 printf 'disk: %s, %d MiB, %d MiB of them stored; %d cores\n' "$disk" $((size >> 20)) $(($(stat -c %b "$disk") >> 11)) "$(nproc)"
-measure "push to a registry" "$bin" -q push --measurements="$out/measurements.json" --name=disk "$disk" "$repository:ours"
+measure "push" "$bin" -q push --measurements="$out/measurements.json" --name=disk "$disk" "$repository:ours"
 ours=$(oras manifest fetch --plain-http "$repository:ours" | jq '.layers[0].size')
-measure "pull from a registry" "$bin" -q pull --output="$out/pulled" "$repository:ours"
+measure "pull" "$bin" -q pull --output="$out/pulled" "$repository:ours"
 cmp "$disk" "$out/pulled/disk.raw"
 rm -rf "$out/pulled"
-# The same by hand: oras needs a file with a digest, and so the compressed disk
+measure "by hand: sha256sum" sha256sum "$disk"
+# oras needs a file with a digest, and so the compressed disk
 # is written and read again.
 # shellcheck disable=SC2016 # expanded by the inner bash
-measure "by hand: sha256sum of the disk" sha256sum "$disk"
 measure "by hand: zstd -3 and oras push" bash -c 'zstd -q -f -3 -T0 "$1" -o "$2/disk.raw.zst" && cd "$2" && oras push --plain-http --no-tty "$3:theirs" disk.raw.zst' \
   bash "$disk" "$out" "$repository"
 theirs=$(stat -c %s "$out/disk.raw.zst")

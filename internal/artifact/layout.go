@@ -103,10 +103,9 @@ func (l *layout) lock() (unlock func(), err error) {
 		return nil, err
 	}
 	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
-		dir.Close()
-		return nil, fmt.Errorf("lock %s: %w", l.dir, err)
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", l.dir, err), dir.Close())
 	}
-	return func() { dir.Close() }, nil
+	return func() { _ = dir.Close() }, nil
 }
 
 func (l *layout) readIndex() (*v1.IndexManifest, error) {
@@ -207,8 +206,7 @@ func (l *layout) blob(_ context.Context, layer v1.Descriptor, offset int64) (io.
 		return nil, fmt.Errorf("read blob of OCI layout %s: %w", l.dir, err)
 	}
 	if _, err := f.Seek(offset, io.SeekStart); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("read blob of OCI layout %s: %w", l.dir, err)
+		return nil, errors.Join(fmt.Errorf("read blob of OCI layout %s: %w", l.dir, err), f.Close())
 	}
 	return f, nil
 }
@@ -377,8 +375,7 @@ func openRegular(path string) (*os.File, error) {
 		err = fmt.Errorf("%s is no regular file", path)
 	}
 	if err != nil {
-		f.Close()
-		return nil, err
+		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }

@@ -91,8 +91,7 @@ func (a *Artifact) Disk(ctx context.Context) (io.ReadCloser, error) {
 		zstd.WithDecoderLowmem(true), zstd.WithDecodeBuffersBelow(0))
 	if err != nil {
 		cancel()
-		source.Close()
-		return nil, fmt.Errorf("read disk of %s: %w", a.Reference, err)
+		return nil, errors.Join(fmt.Errorf("read disk of %s: %w", a.Reference, err), source.Close())
 	}
 	d.decoder = decoder
 	return d, nil
@@ -183,7 +182,7 @@ func (b *resumingBlob) Read(p []byte) (int, error) {
 		if short || b.failures >= b.repeat.attempts || !connectionBroke(err) {
 			return 0, err
 		}
-		b.r.Close()
+		_ = b.r.Close() // it is broken already
 		if err := sleep(b.ctx, b.repeat.backoff*time.Duration(b.failures)); err != nil {
 			return 0, err
 		}

@@ -104,15 +104,22 @@ func (r *registry) do(ctx context.Context, c call) (*http.Response, error) {
 	return nil, newStatusError(response)
 }
 
+// answered is what counts of an answer whose body does not.
+type answered struct {
+	status int
+	header http.Header
+	from   *url.URL // the request's
+}
+
 // send is do for answers whose body does not matter.
-func (r *registry) send(ctx context.Context, c call) (*http.Response, error) {
+func (r *registry) send(ctx context.Context, c call) (answered, error) {
 	response, err := r.do(ctx, c)
 	if err != nil {
-		return nil, err
+		return answered{}, err
 	}
+	defer response.Body.Close()
 	_, _ = io.CopyN(io.Discard, response.Body, 64<<10) // so that the connection can be used again
-	response.Body.Close()
-	return response, nil
+	return answered{response.StatusCode, response.Header, response.Request.URL}, nil
 }
 
 func (r *registry) manifest(ctx context.Context, ref Reference, limit int64) ([]byte, error) {
@@ -169,8 +176,7 @@ func (r *registry) blob(ctx context.Context, layer v1.Descriptor, offset int64) 
 	}
 	if offset > 0 && response.StatusCode == http.StatusOK {
 		if _, err := io.CopyN(io.Discard, response.Body, offset); err != nil {
-			response.Body.Close()
-			return nil, explain("fetch blob of", r.ref.WithDigest(layer.Digest), r.want, err)
+			return nil, errors.Join(explain("fetch blob of", r.ref.WithDigest(layer.Digest), r.want, err), response.Body.Close())
 		}
 	}
 	return response.Body, nil
@@ -186,7 +192,7 @@ func (r *registry) uploadBlob(ctx context.Context, layer v1.Descriptor, data []b
 	if err != nil {
 		return err
 	}
-	if found.StatusCode == http.StatusOK {
+	if found.status == http.StatusOK {
 		return nil
 	}
 	location, err := r.startUpload(ctx)
@@ -216,12 +222,16 @@ func (r *registry) commitUpload(ctx context.Context, location *url.URL, digest v
 	return err
 }
 
-func nextLocation(response *http.Response) (*url.URL, error) {
-	location, err := response.Location()
+func nextLocation(a answered) (*url.URL, error) {
+	text := a.header.Get("Location")
+	if text == "" {
+		return nil, errors.New("the registry does not say where the upload goes: it is broken, or a proxy before it is")
+	}
+	location, err := a.from.Parse(text)
 	if err != nil {
 		return nil, fmt.Errorf("the registry does not say where the upload goes: %w", err)
 	}
-	return location, checkHost(response.Request.URL, location)
+	return location, checkHost(a.from, location)
 }
 
 // putDisk streams the disk in one request: PATCH without a length, then PUT
@@ -234,7 +244,7 @@ func (r *registry) putDisk(ctx context.Context, open func() (*compressor, error)
 			return nil, err
 		}
 		err = r.streamDisk(ctx, source)
-		source.Close()
+		_ = source.Close()
 		if err == nil {
 			return source, nil
 		}
@@ -300,7 +310,7 @@ func (r *registry) abandon(ctx context.Context, location *url.URL) {
 	defer cancel()
 	if request, err := http.NewRequestWithContext(ctx, http.MethodDelete, location.String(), nil); err == nil {
 		if response, err := r.http.Do(request); err == nil {
-			response.Body.Close()
+			_ = response.Body.Close()
 		}
 	}
 }
@@ -326,5 +336,5 @@ func (r *registry) sendManifest(ctx context.Context, identifier string, mediaTyp
 	if err != nil {
 		return nil, err
 	}
-	return response.Header, nil
+	return response.header, nil
 }

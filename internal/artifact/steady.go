@@ -100,7 +100,7 @@ func (s *steady) RoundTrip(request *http.Request) (*http.Response, error) {
 				wait = asked
 			}
 			_, _ = io.CopyN(io.Discard, response.Body, 64<<10) // so that the connection can be used again
-			response.Body.Close()
+			_ = response.Body.Close()
 		}
 		if err := sleep(request.Context(), wait); err != nil {
 			return nil, err
