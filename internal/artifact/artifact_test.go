@@ -397,3 +397,95 @@ func TestMeasurementsRefused(t *testing.T) {
 		}
 	})
 }
+
+// TestLayoutShared pushes to one layout from several sides at once, as parallel
+// steps do: nothing is lost.
+func TestLayoutShared(t *testing.T) {
+	path := sparseDisk(t)
+	place := "oci:" + filepath.Join(t.TempDir(), "layout")
+	const writers = 6
+	errs := make(chan error, writers)
+	for i := range writers {
+		content := contentOf(t, path)
+		content.Annotations = map[string]string{AnnotationVersion: fmt.Sprint(i)}
+		go func() {
+			result, err := Push(t.Context(), parse(t, fmt.Sprintf("%s:v%d", place, i)), content)
+			if err == nil {
+				_, err = PutReferrer(t.Context(), result.Reference, "application/x", fmt.Append(nil, i), nil)
+			}
+			errs <- err
+		}()
+	}
+	for range writers {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	for i := range writers {
+		found, err := Open(t.Context(), parse(t, fmt.Sprintf("%s:v%d", place, i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if version := found.Manifest.Annotations[AnnotationVersion]; version != fmt.Sprint(i) {
+			t.Errorf("v%d is of version %s", i, version)
+		}
+		if referrers, err := Referrers(t.Context(), found.Reference, ""); err != nil || len(referrers) != 1 {
+			t.Errorf("referrers of v%d: %v, %v", i, referrers, err)
+		}
+	}
+	if _, err := Open(t.Context(), parse(t, place)); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("holds %d attestable images: give a tag or a digest", writers)) {
+		t.Errorf("open without a tag: %v", err)
+	}
+	entries, err := filepath.Glob(filepath.Join(strings.TrimPrefix(place, "oci:"), "blobs/sha256/.*"))
+	if err != nil || len(entries) > 0 {
+		t.Errorf("left %q (%v)", entries, err)
+	}
+}
+
+// TestLayoutBroken opens layouts that are none.
+func TestLayoutBroken(t *testing.T) {
+	path := sparseDisk(t)
+	for name, c := range map[string]struct{ file, content, want string }{
+		"another version":     {"oci-layout", `{"imageLayoutVersion":"2.0.0"}`, "does not say version 1.0.0"},
+		"no JSON":             {"oci-layout", "\x1b[2J", "does not say version 1.0.0"},
+		"a huge version":      {"oci-layout", strings.Repeat(" ", 2000), "longer than the 1024 bytes"},
+		"no index":            {"index.json", "", "it is no image index"},
+		"a huge index":        {"index.json", strings.Repeat(" ", maxIndex+1), "longer than the 4194304 bytes"},
+		"a manifest as index": {"index.json", `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}`, "its media type is"},
+		"two with one tag": {"index.json", fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"digest":"sha256:%064d","size":1,"annotations":{%q:"v1"}},{"digest":"sha256:%064d","size":1,"annotations":{%q:"v1"}}]}`,
+			1, annotationRefName, 2, annotationRefName), "gives the tag v1 to 2 manifests"},
+		"a missing manifest": {"index.json", fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"digest":"sha256:%064d","size":1,"annotations":{%q:"v1"}}]}`, 1, annotationRefName), "the layout has no manifest sha256:0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			ref := parse(t, "oci:"+dir+":v1")
+			if _, err := Push(t.Context(), ref, contentOf(t, path)); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, c.file), []byte(c.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Open(t.Context(), ref); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v\nwant: %s", err, c.want)
+			}
+		})
+	}
+	t.Run("a pipe", func(t *testing.T) {
+		dir := t.TempDir()
+		ref := parse(t, "oci:"+dir+":v1")
+		result, err := Push(t.Context(), ref, contentOf(t, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		blob := filepath.Join(dir, "blobs", "sha256", result.Manifest.Digest.Hex)
+		if err := os.Remove(blob); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mkfifo(blob, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(t.Context(), ref); err == nil || !strings.Contains(err.Error(), "is no regular file") {
+			t.Error(err)
+		}
+	})
+}
