@@ -127,12 +127,15 @@ func ParseDocument(b []byte) (*Document, error) {
 	if err := json.Unmarshal(b, &d); err != nil {
 		return nil, fmt.Errorf("read measurements: %w", err)
 	}
+	if err := checkMembers(json.NewDecoder(bytes.NewReader(b))); err != nil {
+		return nil, fmt.Errorf("read measurements: %w", err)
+	}
 	switch {
 	case d.Measurements.HashAlgorithm == "":
 		return nil, errors.New("read measurements: the document has no Measurements")
 	case len(d.Measurements.PCRs) == 0:
 		return nil, errors.New("read measurements: the document has no PCR")
-	case d.SchemaVersion > SchemaVersion:
+	case d.SchemaVersion < 0 || d.SchemaVersion > SchemaVersion:
 		return nil, fmt.Errorf("read measurements: the document is of version %d, this program knows up to %d: use a newer one", d.SchemaVersion, SchemaVersion)
 	}
 	if d.Disk != nil {
@@ -142,6 +145,38 @@ func ParseDocument(b []byte) (*Document, error) {
 		d.Disk.SHA256 = strings.ToLower(d.Disk.SHA256)
 	}
 	return &d, nil
+}
+
+// checkMembers refuses an object with two members of one name, or of names that
+// differ in case alone: readers disagree about which of them counts.
+func checkMembers(d *json.Decoder) error {
+	token, err := d.Token()
+	if err != nil {
+		return err
+	}
+	delim, ok := token.(json.Delim)
+	if !ok {
+		return nil
+	}
+	seen := map[string]bool{}
+	for d.More() {
+		if delim == '{' {
+			token, err := d.Token()
+			if err != nil {
+				return err
+			}
+			name := strings.ToLower(strings.ToUpper(fmt.Sprint(token)))
+			if seen[name] {
+				return fmt.Errorf("member %q stands twice in one object", token)
+			}
+			seen[name] = true
+		}
+		if err := checkMembers(d); err != nil {
+			return err
+		}
+	}
+	_, err = d.Token()
+	return err
 }
 
 // Marshal is the document as measurements.json: indented JSON and a newline.

@@ -358,7 +358,7 @@ func (p *prediction) load(ctx context.Context, path string, image *efi.Image, la
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	kernel, hasKernel := image.Section(".linux")
+	_, hasKernel := image.Section(".linux")
 	isUKI = isUKI && hasKernel
 	if isUKI {
 		for _, name := range []string{".linux", ".sdmagic"} {
@@ -366,8 +366,12 @@ func (p *prediction) load(ctx context.Context, path string, image *efi.Image, la
 				return fmt.Errorf("%s has %d sections %s, and which one counts cannot be told", path, n, name)
 			}
 		}
-		if err := checkPadding(path, kernel); err != nil {
-			return err
+		for _, measured := range efi.MeasuredSections {
+			if section, ok := image.Section(measured.Name); ok {
+				if err := checkPadding(path, section); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	if last && !isUKI {
@@ -531,9 +535,6 @@ func (p *prediction) measureSections(ctx context.Context, path string, image *ef
 			return fmt.Errorf("PCR 11 cannot be predicted: %s has %d sections %s, of which systemd-stub chooses at boot", path, n, measured.Name)
 		case section.VirtualSize == 0:
 			return fmt.Errorf("PCR 11 cannot be predicted: section %s of %s is empty, and versions of systemd-stub differ in what they do with it", measured.Name, path)
-		}
-		if err := checkPadding(path, section); err != nil {
-			return err
 		}
 		sections = append(sections, section)
 	}
