@@ -7,6 +7,7 @@ func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newBuildCommand(a),
 		newMeasureCommand(a),
+		newSignCommand(a),
 		newPushCommand(a),
 		newPullCommand(a),
 		newAttestCommand(a),

@@ -44,6 +44,14 @@ func (f *predictFlags) add(cmd *cobra.Command) {
 }
 
 func (f *predictFlags) options() (measure.Options, error) {
+	o, err := f.optionsWithoutVariables()
+	if err == nil {
+		o.SecureBoot, err = f.secureBoot()
+	}
+	return o, err
+}
+
+func (f *predictFlags) optionsWithoutVariables() (measure.Options, error) {
 	var o measure.Options
 	var err error
 	if o.Bank, err = measure.ParseBank(f.bank); err != nil {
@@ -62,11 +70,19 @@ func (f *predictFlags) options() (measure.Options, error) {
 	default:
 		return o, usagef("--arch: there is no architecture %q: give x86_64 or aarch64", f.arch)
 	}
-	o.SecureBoot, err = f.secureBoot()
-	return o, err
+	return o, nil
 }
 
 func (f *predictFlags) secureBoot() (measure.SecureBoot, error) {
+	s, err := f.readVariables()
+	if err != nil {
+		return s, err
+	}
+	return s, checkVariables(s)
+}
+
+// readVariables reads the files that were given.
+func (f *predictFlags) readVariables() (measure.SecureBoot, error) {
 	var s measure.SecureBoot
 	for _, v := range []struct {
 		flag, path string
@@ -84,10 +100,15 @@ func (f *predictFlags) secureBoot() (measure.SecureBoot, error) {
 		}
 		*v.into = content
 	}
-	if s.PK == nil && (s.DB != nil || s.DBX != nil || s.KEK != nil) {
-		return s, usagef("Secure Boot variables were given without --PK, and without a platform key Secure Boot is off: give --PK too, or none")
-	}
 	return s, nil
+}
+
+// checkVariables refuses variables that would do nothing.
+func checkVariables(s measure.SecureBoot) error {
+	if s.PK == nil && (s.DB != nil || s.DBX != nil || s.KEK != nil) {
+		return usagef("Secure Boot variables were given without --PK, and without a platform key Secure Boot is off: give --PK too, or none")
+	}
+	return nil
 }
 
 // readBounded reads a file that must not be longer than limit bytes.

@@ -33,17 +33,26 @@ func NewSigner(key crypto.Signer, certificates ...*x509.Certificate) (*Signer, e
 	if len(certificates) > maxCertificates {
 		return nil, fmt.Errorf("make a Secure Boot signer: %d certificates are more than the %d that fit", len(certificates), maxCertificates)
 	}
-	public, ok := key.Public().(*rsa.PublicKey)
-	if !ok {
-		return nil, fmt.Errorf("make a Secure Boot signer: the key is %s, and firmware verifies RSA only: use an RSA key of 2048 to 4096 bits", keyKind(key.Public()))
+	if err := CheckKey(key.Public()); err != nil {
+		return nil, err
 	}
-	if bits := public.N.BitLen(); bits < 2048 || bits > 4096 {
-		return nil, fmt.Errorf("make a Secure Boot signer: the RSA key has %d bits, and firmware verifies 2048 to 4096", bits)
-	}
-	if !public.Equal(certificates[0].PublicKey) {
+	if public, ok := certificates[0].PublicKey.(*rsa.PublicKey); !ok || !public.Equal(key.Public()) {
 		return nil, fmt.Errorf("make a Secure Boot signer: the certificate of %q is for another key: give the one that was issued for this key", certificates[0].Subject)
 	}
 	return &Signer{key, certificates}, nil
+}
+
+// CheckKey says whether firmware can verify what a key signs, by its public
+// half.
+func CheckKey(public crypto.PublicKey) error {
+	key, ok := public.(*rsa.PublicKey)
+	if !ok {
+		return fmt.Errorf("make a Secure Boot signer: the key is %s, and firmware verifies RSA only: use an RSA key of 2048 to 4096 bits", keyKind(public))
+	}
+	if bits := key.N.BitLen(); bits < 2048 || bits > 4096 {
+		return fmt.Errorf("make a Secure Boot signer: the RSA key has %d bits, and firmware verifies 2048 to 4096", bits)
+	}
+	return nil
 }
 
 func keyKind(public crypto.PublicKey) string {
