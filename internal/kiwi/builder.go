@@ -226,7 +226,7 @@ func (b *builder) source(ctx context.Context, scratch string) {
 	}
 	name := "kiwi-" + string(m[1]) + ".tar.gz"
 	target := filepath.Join(scratch, "builder", name)
-	if _, err := os.Stat(target); err == nil {
+	if _, err := os.Stat(target); err == nil { //nolint:gosec // digits and dots only
 		return
 	}
 	content, err := b.download(ctx, name, string(m[2]))
@@ -300,11 +300,11 @@ func resolve(page, reference string) (string, error) {
 
 // get fetches at most limit bytes.
 func get(ctx context.Context, address string, limit int64) ([]byte, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil) //nolint:gosec // PyPI, or what the user names in its place
 	if err != nil {
 		return nil, err
 	}
-	response, err := http.DefaultClient.Do(request)
+	response, err := http.DefaultClient.Do(request) //nolint:gosec // as above
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package kiwi
 
 import (
 	"encoding/xml"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -99,7 +100,7 @@ func FuzzEdit(f *testing.F) {
 		}
 		decoder := xml.NewDecoder(strings.NewReader(string(edited)))
 		for {
-			if _, err := decoder.Token(); err == io.EOF {
+			if _, err := decoder.Token(); errors.Is(err, io.EOF) {
 				break
 			} else if err != nil {
 				t.Fatalf("%q was edited to %q: %v", config, edited, err)

@@ -156,7 +156,7 @@ func (o *Options) stage(dir string) error {
 	if err != nil {
 		return fmt.Errorf("read the KIWI description %s: %w", o.Source, err)
 	}
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // the container reads it
 		return err
 	}
 	var c copier
@@ -197,7 +197,7 @@ func stageOverlay(c *copier, dir, overlay string) error {
 		return fmt.Errorf("read the overlay: %s is not a directory", overlay)
 	}
 	target := filepath.Join(dir, "root")
-	err = os.Mkdir(target, 0o755)
+	err = os.Mkdir(target, 0o755) //nolint:gosec // the image's own root
 	switch {
 	case errors.Is(err, fs.ErrExist):
 	case err != nil:

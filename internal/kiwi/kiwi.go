@@ -132,7 +132,7 @@ func (o *Options) run(ctx context.Context, c *container, output *outputDir) (*Re
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read KIWI's result file: %w", err), c.clean())
 	}
-	files, err := parseResult(content, "/output/build")
+	files, err := parseResult(content)
 	if err != nil {
 		return nil, errors.Join(err, c.clean())
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -113,16 +114,16 @@ func readRecords(log string) []record {
 // joined by "; ". It is "" when the log has no error.
 func Reason(log string) string {
 	records := readRecords(log)
-	for i := len(records) - 1; i >= 0; i-- {
-		if records[i].level != "ERROR" && records[i].level != "CRITICAL" {
+	for _, r := range slices.Backward(records) {
+		if r.level != "ERROR" && r.level != "CRITICAL" {
 			continue
 		}
-		if strings.Contains(records[i].lines[0], "KiwiDescriptionInvalid") {
+		if strings.Contains(r.lines[0], "KiwiDescriptionInvalid") {
 			if lines := schemaErrors(records); len(lines) > 0 {
 				return "the description does not follow KIWI's schema: " + join(lines)
 			}
 		}
-		return errorReason(records[i].lines)
+		return errorReason(r.lines)
 	}
 	return ""
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -12,9 +13,12 @@ import (
 // maxResultBytes bounds kiwi.result.json, which is about 1 KiB.
 const maxResultBytes = 1 << 20
 
-// parseResult reads kiwi.result.json, where KIWI lists what it made under the
-// directory dir, and returns the file names without the directory, by key.
-func parseResult(content []byte, dir string) (map[string]string, error) {
+// resultDir is the directory that KIWI writes to, as the container sees it.
+const resultDir = "/output/build"
+
+// parseResult reads kiwi.result.json, where KIWI lists what it made in resultDir,
+// and returns the file names without the directory, by key.
+func parseResult(content []byte) (map[string]string, error) {
 	var entries map[string]struct {
 		Filename string `json:"filename"`
 	}
@@ -23,9 +27,9 @@ func parseResult(content []byte, dir string) (map[string]string, error) {
 	}
 	files := map[string]string{}
 	for key, entry := range entries {
-		name, ok := strings.CutPrefix(path.Clean(entry.Filename), dir+"/")
+		name, ok := strings.CutPrefix(path.Clean(entry.Filename), resultDir+"/")
 		if !ok || strings.Contains(name, "/") || name == "" {
-			return nil, fmt.Errorf("read KIWI's result file kiwi.result.json: %q of %s is not a file in %s", entry.Filename, key, dir)
+			return nil, fmt.Errorf("read KIWI's result file kiwi.result.json: %q of %s is not a file in %s", entry.Filename, key, resultDir)
 		}
 		files[key] = name
 	}
@@ -36,12 +40,7 @@ func parseResult(content []byte, dir string) (map[string]string, error) {
 func diskFile(files map[string]string) (string, error) {
 	name, ok := files["disk_image"]
 	if !ok {
-		var keys []string
-		for key := range files {
-			keys = append(keys, key)
-		}
-		slices.Sort(keys)
-		made := strings.Join(keys, ", ")
+		made := strings.Join(slices.Sorted(maps.Keys(files)), ", ")
 		if made == "" {
 			made = "nothing"
 		}

@@ -12,7 +12,7 @@ func TestParseResult(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, err := parseResult(content, "/output/build")
+	files, err := parseResult(content)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +36,7 @@ func TestParseBadResult(t *testing.T) {
 		{"not raw", `{"disk_image": {"filename": "/output/build/x.qcow2"}}`, "a raw disk is needed: remove format="},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			files, err := parseResult([]byte(tc.content), "/output/build")
+			files, err := parseResult([]byte(tc.content))
 			if err == nil {
 				_, err = diskFile(files)
 			}
@@ -54,7 +54,7 @@ func FuzzParseResult(f *testing.F) {
 	}
 	f.Add(content)
 	f.Fuzz(func(t *testing.T, content []byte) {
-		files, err := parseResult(content, "/output/build")
+		files, err := parseResult(content)
 		if err != nil {
 			return
 		}
