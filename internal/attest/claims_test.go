@@ -134,6 +134,9 @@ func TestInstanceFor(t *testing.T) {
 	}
 }
 
+// testTime is when the tests' signing configurations are valid.
+var testTime = time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC)
+
 func TestParseInstance(t *testing.T) {
 	const (
 		media  = `"mediaType":"application/vnd.dev.sigstore.signingconfig.v0.2+json"`
@@ -143,7 +146,7 @@ func TestParseInstance(t *testing.T) {
 		rekor1 = `,"rekorTlogUrls":[{"url":"https://rekor","majorApiVersion":1` + valid + `],"rekorTlogConfig":{"selector":"ANY"}`
 	)
 	rekor2 := strings.Replace(rekor1, "Version\":1", "Version\":2", 1)
-	now := time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC)
+	now := testTime
 	for name, tc := range map[string]struct {
 		data string
 		want string // error, or nothing
