@@ -1,0 +1,159 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/org/attestable-image-action/internal/testenv"
+)
+
+// A guest is one architecture of the boot matrix.
+type guest struct {
+	name, debian string // of the architecture: as here, and as in Debian
+	efi          string // in the names of EFI files
+	boot         string // the boot path
+	machine      uint16
+}
+
+var guests = []guest{
+	{"x86_64", "amd64", "x64", "EFI/BOOT/BOOTX64.EFI", 0x8664},
+	{"aarch64", "arm64", "aa64", "EFI/BOOT/BOOTAA64.EFI", 0xaa64},
+}
+
+// stubs are the versions of systemd-stub that Debian ships, oldest first.
+var stubs = []struct{ version, suite string }{
+	{"252", "bookworm"}, {"254", "bookworm-backports"}, {"257", "trixie"}, {"newest", "sid"},
+}
+
+// kernel is the kernel of every matrix boot. It need not find a root: the
+// PCRs are compared when it takes over.
+func (g guest) kernel(t *testing.T) []byte {
+	t.Helper()
+	name := "linux-image-cloud-" + g.debian
+	depends := testenv.DebianDepends(t, "trixie", g.debian, name)
+	return testenv.DebianFile(t, "trixie", g.debian, depends, "boot/vmlinuz-*")
+}
+
+// uki makes a unified kernel image with a stub of a Debian suite.
+func (g guest) uki(t *testing.T, suite string, more ...testenv.PESection) []byte {
+	t.Helper()
+	stub := testenv.DebianFile(t, suite, g.debian, "systemd-boot-efi", "usr/lib/systemd/boot/efi/linux"+g.efi+".efi.stub")
+	console := map[string]string{"x86_64": "ttyS0", "aarch64": "ttyAMA0"}[g.name]
+	sections := append([]testenv.PESection{
+		{Name: ".osrel", Data: []byte("ID=matrix\nVERSION_ID=1\n")},
+		{Name: ".cmdline", Data: []byte("console=" + console + " panic=-1")},
+		{Name: ".uname", Data: []byte("6.12-matrix")},
+		{Name: ".initrd", Data: []byte("070701 no archive, and nobody asks for one\n")},
+	}, more...)
+	image, err := testenv.AddSections(stub, append(sections, testenv.PESection{Name: ".linux", Data: g.kernel(t)})...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
+// bootDisk makes a disk with these files on its EFI system partition.
+func bootDisk(t *testing.T, files map[string][]byte) string {
+	t.Helper()
+	const size, start = 200 << 20, 1 << 20 // bytes
+	dir := t.TempDir()
+	path := filepath.Join(dir, "disk.raw")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	partition := fmt.Sprintf("%s@@%d", path, start)
+	tool := func(name string, args ...string) {
+		t.Helper()
+		cmd := exec.Command(testenv.Tool(t, name), args...)
+		cmd.Env = append(os.Environ(), "MTOOLS_SKIP_CHECK=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+		}
+	}
+	tool("sgdisk", "--clear", "--new=1:2048:0", "--typecode=1:ef00", "--change-name=1:EFI", path)
+	tool("mformat", "-i", partition, "-F", "-T", fmt.Sprint((size-start-1<<20)/512), "-h", "64", "-s", "32", "::")
+	made := map[string]bool{}
+	for name, content := range files {
+		for i, c := range name {
+			if c == '/' && !made[name[:i]] {
+				made[name[:i]] = true
+				tool("mmd", "-i", partition, "::"+name[:i])
+			}
+		}
+		file := filepath.Join(dir, "file")
+		if err := os.WriteFile(file, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		tool("mcopy", "-i", partition, file, "::"+name)
+	}
+	return path
+}
+
+// comparison is what `boot --format json` says.
+type comparison struct {
+	Equal bool
+	PCRs  []struct {
+		PCR                 int
+		Equal               bool
+		Predicted, Recorded string
+		Events              []struct {
+			Equal                                  bool
+			Type, Description, Predicted, Recorded string
+		}
+	}
+}
+
+// bootsAsPredicted boots a disk; every PCR asked for must be as predicted.
+func bootsAsPredicted(t *testing.T, disk string, flags ...string) {
+	t.Helper()
+	serial := filepath.Join(t.TempDir(), "serial.log")
+	result := run(t, nil, command(t), append([]string{"boot", "--format", "json", "--serial-log", serial}, append(flags, disk)...)...)
+	start := strings.Index(result.output, "{")
+	var c comparison
+	if start < 0 || json.Unmarshal([]byte(result.output[start:strings.LastIndex(result.output, "}")+1]), &c) != nil {
+		log, _ := os.ReadFile(serial)
+		t.Fatalf("boot: %v\n%s\n%s", result.err, result.output, log)
+	}
+	for _, pcr := range c.PCRs {
+		if pcr.Equal {
+			continue
+		}
+		t.Errorf("PCR %d is predicted as %s, the boot recorded %s", pcr.PCR, pcr.Predicted, pcr.Recorded)
+		for _, e := range pcr.Events {
+			t.Logf("  %v %s %s: %s predicted, %s recorded", e.Equal, e.Type, e.Description, e.Predicted, e.Recorded)
+		}
+	}
+	if len(c.PCRs) == 0 || result.err != nil != !c.Equal {
+		t.Errorf("boot: %v with %d PCRs", result.err, len(c.PCRs))
+	}
+}
+
+// TestBootMatrix boots every shape that is predicted, under OVMF and AAVMF, and
+// compares all PCRs. It runs when ATTESTABLE_IMAGE_MATRIX is set; see
+// scripts/boot-matrix.
+func TestBootMatrix(t *testing.T) {
+	if os.Getenv("ATTESTABLE_IMAGE_MATRIX") == "" {
+		t.Skip("the boot matrix runs with ATTESTABLE_IMAGE_MATRIX=1: scripts/boot-matrix")
+	}
+	for _, g := range guests {
+		for _, stub := range stubs {
+			t.Run(g.name+"/stub "+stub.version, func(t *testing.T) {
+				pcrs := "4,5,7,9,11,12,13"
+				if stub.version == "newest" {
+					pcrs = "4,5,7,11,12,13"
+				}
+				t.Run("direct", func(t *testing.T) {
+					bootsAsPredicted(t, bootDisk(t, map[string][]byte{g.boot: g.uki(t, stub.suite)}), "--pcr", pcrs)
+				})
+			})
+		}
+	}
+}
