@@ -19,6 +19,7 @@ setup:
 
 tools:
 	scripts/tools
+	scripts/python-tools
 
 demo: setup build
 	scripts/demo
