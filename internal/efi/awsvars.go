@@ -174,6 +174,9 @@ func decodeAWSVariables(store, dictionary []byte) ([]Variable, error) {
 	}
 	r := awsReader{rest: content}
 	count := r.integer(8)
+	if r.err != nil {
+		return nil, fmt.Errorf("count of variables: %w", r.err)
+	}
 	if count > awsMaxVariables {
 		return nil, fmt.Errorf("%d variables are more than the %d that are read", count, awsMaxVariables)
 	}

@@ -134,8 +134,8 @@ func peChecksumOf(b []byte, field int64) uint32 {
 	return sum + uint32(len(b))
 }
 
-// TestSign signs images of awkward lengths once and twice; our own reader,
-// sbverify and osslsigncode agree that the signatures hold.
+// TestSign signs images of awkward lengths once and twice; our own reader
+// and sbverify agree that the signatures hold.
 func TestSign(t *testing.T) {
 	keyA, keyB := testKeys()
 	a, b := testSigner(t, "Signer A", keyA), testSigner(t, "Signer B of 4096 bits", keyB)
