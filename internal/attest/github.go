@@ -83,8 +83,7 @@ func explainStore(refused *retry.StatusError) error {
 
 // explainStatus adds what to do when the service did not recover.
 func explainStatus(err error) error {
-	var refused *retry.StatusError
-	if errors.As(err, &refused) && (refused.Code >= 500 || refused.Code == http.StatusTooManyRequests) {
+	if refused, ok := errors.AsType[*retry.StatusError](err); ok && (refused.Code >= 500 || refused.Code == http.StatusTooManyRequests) {
 		return fmt.Errorf("%w: start the job again later; https://www.githubstatus.com says whether GitHub is well", err)
 	}
 	return err
@@ -178,8 +177,7 @@ func (g GitHub) stored(ctx context.Context, address string) ([]byte, error) {
 	response, err := (&http.Client{Transport: &transport}).Do(request)
 	if err != nil {
 		// Its text holds the address, whose query is a signature.
-		var place *url.Error
-		if errors.As(err, &place) {
+		if place, ok := errors.AsType[*url.Error](err); ok {
 			err = place.Err
 		}
 		return nil, fmt.Errorf("fetch a bundle from %s: %w", u.Host, err)

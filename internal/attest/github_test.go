@@ -75,7 +75,9 @@ func TestStoreFails(t *testing.T) {
 		{"no number", answer(201, `{}`), token, "the answer gives no number", 1},
 		{"a number that is text", answer(201, `{"id":"../../x"}`), token, "read the answer", 1},
 		{"no JSON", answer(201, `hello`), token, "read the answer", 1},
-		{"repeating the token", func(w http.ResponseWriter, r *http.Request) { http.Error(w, r.Header.Get("Authorization"), 400) }, token, "400 Bad Request: Bearer ***", 1},
+		{"repeating the token", func(w http.ResponseWriter, r *http.Request) {
+			http.Error(w, r.Header.Get("Authorization"), http.StatusBadRequest)
+		}, token, "400 Bad Request: Bearer ***", 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var calls atomic.Int32
@@ -162,8 +164,8 @@ func TestStoredElsewhere(t *testing.T) {
 		want    string
 	}{
 		"good":           {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(snappy.Encode(nil, bundle)) }, ""},
-		"gone":           {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "expired", 403) }, "403 Forbidden: expired"},
-		"down":           {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "down", 500) }, "500 Internal Server Error: down (after 4 attempts)"},
+		"gone":           {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "expired", http.StatusForbidden) }, "403 Forbidden: expired"},
+		"down":           {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "down", http.StatusInternalServerError) }, "500 Internal Server Error: down (after 4 attempts)"},
 		"not compressed": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("{}")) }, "decompress a bundle"},
 		// The block claims 4 GiB.
 		"a bomb": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte{0xff, 0xff, 0xff, 0xff, 0x0f, 0}) }, "it is no Snappy block of at most"},

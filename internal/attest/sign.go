@@ -156,7 +156,7 @@ func newSigner(i Instance, token func(ctx context.Context) (string, error), trus
 		trust:     trust,
 		authority: fulcio{url: i.Fulcio, transport: transport},
 		timestamps: func(ctx context.Context) []*sign.TimestampAuthority {
-			var authorities []*sign.TimestampAuthority
+			authorities := make([]*sign.TimestampAuthority, 0, len(i.Timestamps))
 			for _, url := range i.Timestamps {
 				authorities = append(authorities, sign.NewTimestampAuthority(&sign.TimestampAuthorityOptions{
 					URL: url, Timeout: -1, Transport: within(ctx, transport),
@@ -165,7 +165,7 @@ func newSigner(i Instance, token func(ctx context.Context) (string, error), trus
 			return authorities
 		},
 		logs: func(ctx context.Context) []sign.Transparency {
-			var logs []sign.Transparency
+			logs := make([]sign.Transparency, 0, len(i.Logs))
 			for _, log := range i.Logs {
 				logs = append(logs, newLog(ctx, log, transport))
 			}

@@ -115,18 +115,20 @@ func TestServicesFail(t *testing.T) {
 		want    string
 		calls   int32
 	}{
-		{"down", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "maintenance", 503) },
+		{"down", func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "maintenance", http.StatusServiceUnavailable)
+		},
 			"503 Service Unavailable: maintenance (after 4 attempts)", 4},
 		{"busy", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", "0")
-			http.Error(w, "slowly", 429)
+			http.Error(w, "slowly", http.StatusTooManyRequests)
 		}, "429 Too Many Requests: slowly (after 4 attempts)", 4},
 		{"breaking connections", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 			"EOF (after 4 attempts)", 4},
 		{"hanging", hang,
 			"no answer within 50ms (after 4 attempts)", 4},
 		{"refusing", func(w http.ResponseWriter, r *http.Request) {
-			http.Error(w, "I do not like "+r.Header.Get("Authorization")+token, 400)
+			http.Error(w, "I do not like "+r.Header.Get("Authorization")+token, http.StatusBadRequest)
 		}, "400", 1},
 		{"talking nonsense", func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusCreated)
@@ -170,11 +172,12 @@ func TestServicesFail(t *testing.T) {
 				s.token = func(context.Context) (string, error) { return token, nil }
 				use(s)
 				_, err := s.Sign(context.Background(), statement(t, PredicateMeasurements, testMeasurements))
-				if err == nil || !strings.Contains(err.Error(), tc.want) {
+				switch {
+				case err == nil || !strings.Contains(err.Error(), tc.want):
 					t.Errorf("error %v, want one about %q", err, tc.want)
-				} else if strings.Contains(err.Error(), token) {
+				case strings.Contains(err.Error(), token):
 					t.Errorf("error %v shows the token", err)
-				} else if len(err.Error()) > 2000 && tc.calls == 4 {
+				case len(err.Error()) > 2000 && tc.calls == 4:
 					t.Errorf("an error of %d bytes", len(err.Error()))
 				}
 				if calls.Load() != tc.calls {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -95,7 +96,7 @@ func makeArtifact(t *testing.T, stack *testenv.Stack, r *testenv.Registry, disk 
 	step := func(args ...string) string {
 		t.Helper()
 		cmd := exec.Command(program, args...)
-		cmd.Env = append(env, "PATH="+os.Getenv("PATH"), "HOME="+dir)
+		cmd.Env = slices.Concat(env, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir})
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		out, err := cmd.Output()

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/org/attestable-image-action/internal/testenv"
@@ -111,8 +112,7 @@ func portableExecutable(sections []peSection) []byte {
 	le.PutUint16(optional[68:], 10)  // Subsystem: EFI application
 	le.PutUint32(optional[108:], 16) // NumberOfRvaAndSizes
 
-	image := append(headers, optional...)
-	image = append(image, table...)
+	image := slices.Concat(headers, optional, table)
 	image = append(image, make([]byte, headersSize-len(image))...)
 	return append(image, body...)
 }

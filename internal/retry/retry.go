@@ -241,14 +241,15 @@ func attempted(err error, attempts int) error {
 // again reports whether an answer may be another one the next time. GitHub
 // answers 403 with Retry-After where others answer 429.
 func again(response *http.Response) bool {
-	switch code := response.StatusCode; {
-	case code == http.StatusRequestTimeout, code == http.StatusTooManyRequests:
+	switch response.StatusCode {
+	case http.StatusRequestTimeout, http.StatusTooManyRequests:
 		return true
-	case code == http.StatusForbidden:
+	case http.StatusForbidden:
 		return response.Header.Get("Retry-After") != ""
-	default:
-		return code >= 500 && code != http.StatusNotImplemented
+	case http.StatusNotImplemented:
+		return false
 	}
+	return response.StatusCode >= 500
 }
 
 // retryAfter reads the header of RFC 9110, section 10.2.3: seconds or a date.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -19,9 +20,7 @@ func server(t *testing.T, header http.Header, statuses ...int) (url string, call
 	calls = new(atomic.Int32)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n := int(calls.Add(1))
-		for key, values := range header {
-			w.Header()[key] = values
-		}
+		maps.Copy(w.Header(), header)
 		status := statuses[min(n, len(statuses))-1]
 		if status == 0 { // the connection breaks
 			panic(http.ErrAbortHandler)
@@ -56,16 +55,16 @@ func TestRoundTrip(t *testing.T) {
 			url, calls := server(t, tc.header, tc.statuses...)
 			client := &http.Client{Transport: &Transport{Delay: time.Millisecond}}
 			response, err := client.Post(url+"/path?secret=1", "text/plain", strings.NewReader("body\nwith  lines"))
-			if tc.err != "" {
-				var status *StatusError
+			switch status := (*StatusError)(nil); {
+			case tc.err != "":
 				if err == nil || !strings.HasSuffix(err.Error(), tc.err) {
 					t.Errorf("error %v, want one that ends in %q", err, tc.err)
 				} else if errors.As(err, &status) && strings.Contains(status.Error(), "secret") {
 					t.Errorf("error %v shows the query", status)
 				}
-			} else if err != nil {
+			case err != nil:
 				t.Error(err)
-			} else {
+			default:
 				body, err := io.ReadAll(response.Body)
 				_ = response.Body.Close()
 				if err != nil || string(body) != "body\nwith  lines" || response.StatusCode != tc.status {
