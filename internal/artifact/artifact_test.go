@@ -27,8 +27,8 @@ import (
 
 // hasty is a patience for tests.
 var hasty = patience{
-	answer: 400 * time.Millisecond, commit: 400 * time.Millisecond, stall: 400 * time.Millisecond,
-	attempts: 3, backoff: time.Millisecond, maxWait: time.Second,
+	answer: time.Second, commit: time.Second, stall: time.Second,
+	attempts: 3, backoff: time.Millisecond, maxWait: 2 * time.Second,
 }
 
 // sparseDisk makes a disk of 41 MiB and some bytes: data, holes, zeros that are

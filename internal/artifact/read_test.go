@@ -34,9 +34,9 @@ func TestPullFaults(t *testing.T) {
 		"404 for the blob":      {blobs, answer(404, "{}"), "there is no such artifact (404 Not Found)"},
 		"429":                   {manifests, answer(429, "{}"), "wants fewer requests (429 Too Many Requests)"},
 		"500":                   {blobs, answer(500, "{}"), "failed again and again (500 Internal Server Error)"},
-		"hangs at the manifest": {manifests, hang, "the registry hangs (it has not answered for 400ms)"},
-		"hangs in the manifest": {manifests, hangAfter("{"), "it has sent no data for 400ms"},
-		"hangs in the blob":     {blobs, hangAfter("{"), "it has sent no data for 400ms"},
+		"hangs at the manifest": {manifests, hang, "the registry hangs (it has not answered for 1s)"},
+		"hangs in the manifest": {manifests, hangAfter("{"), "it has sent no data for 1s"},
+		"hangs in the blob":     {blobs, hangAfter("{"), "it has sent no data for 1s"},
 		"redirects into the local network": {blobs, func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "http://169.254.169.254/latest/meta-data/", http.StatusTemporaryRedirect)
 		}, "redirects to 169.254.169.254, an address of a local network"},
@@ -66,7 +66,7 @@ func TestPullFaults(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%v\nwant one line with: %s", err, c.want)
 			}
-			if took := time.Since(start); took > 10*time.Second {
+			if took := time.Since(start); took > 30*time.Second {
 				t.Errorf("it took %s", took)
 			}
 		})
