@@ -325,10 +325,12 @@ func (c *coverage) fill() {
 		if r.Length <= 0 {
 			continue
 		}
-		all = append(append(all, c.between(at, r.Offset)...), r)
+		all = append(all, c.between(at, r.Offset)...)
+		all = append(all, r)
 		at = r.Offset + r.Length
 	}
-	c.regions = append(all, c.between(at, c.disk.Size())...)
+	all = append(all, c.between(at, c.disk.Size())...)
+	c.regions = all
 }
 
 // between describes the bytes from one offset to another, which nothing covers,

@@ -171,7 +171,7 @@ func mergeRegions(regions []audit.Region) []audit.Region {
 func wrap(text string, width int) string {
 	var b strings.Builder
 	n := 0
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		if n > 0 && n+1+len(word) > width {
 			b.WriteByte('\n')
 			n = 0

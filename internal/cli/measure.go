@@ -231,7 +231,7 @@ func isPE(path string) (bool, error) {
 	defer f.Close()
 	head := make([]byte, 520)
 	n, err := io.ReadFull(f, head)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && err != io.EOF {
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return false, fmt.Errorf("read %s: %w", path, err)
 	}
 	head = head[:n]

@@ -85,10 +85,9 @@ func (s *summary) markdown() string {
 	for _, authority := range s.doc.SecureBoot.Authorities {
 		fmt.Fprintf(&b, "| Allowed by db | %s |\n", code(authority.Type+" "+authority.Subject))
 	}
-	switch {
-	case s.artifact == "":
+	if s.artifact == "" {
 		b.WriteString("| Artifact | not pushed |\n")
-	default:
+	} else {
 		fmt.Fprintf(&b, "| Artifact | %s |\n", code(s.artifact))
 		switch {
 		case s.attestationURL != "":

@@ -291,7 +291,7 @@ func (w *verityWorker) block(offset, first int64, lower verityArea) error {
 		if !hole {
 			w.blocks = slices.Grow(w.blocks[:0], int(n*lower.blockSize))[:n*lower.blockSize]
 			if m, err := c.disk.ReadAt(w.blocks, begin); int64(m) < n*lower.blockSize {
-				if err == io.EOF {
+				if errors.Is(err, io.EOF) {
 					err = io.ErrUnexpectedEOF
 				}
 				return fmt.Errorf("read block %d: %w", at, err)

@@ -127,28 +127,28 @@ func (s *server) ready(client *http.Client, url string) error {
 }
 
 // startOnPorts starts the command that command makes for n free loopback
-// ports, waits until the URL that it returns answers, and returns the ports.
-func startOnPorts(h Host, name string, n int, command func(ports []int) (cmd *exec.Cmd, readyURL string)) ([]int, error) {
+// ports, and waits until the URL that it returns answers.
+func startOnPorts(h Host, name string, n int, command func(ports []int) (cmd *exec.Cmd, readyURL string)) error {
 	var err error
 	for range startAttempts {
 		var ports []int
 		if ports, err = freePorts(n); err != nil {
-			return nil, err
+			return err
 		}
 		cmd, readyURL := command(ports)
 		var s *server
 		if s, err = startServer(h, name, cmd); err != nil {
-			return nil, err
+			return err
 		}
 		if err = s.ready(http.DefaultClient, readyURL); err == nil {
-			return ports, nil
+			return nil
 		}
 		s.kill()
 		if !errors.Is(err, errPortTaken) {
 			break
 		}
 	}
-	return nil, fmt.Errorf("start %s: %w", name, err)
+	return fmt.Errorf("start %s: %w", name, err)
 }
 
 // freePorts returns n TCP ports that nobody listens on, on any interface. They

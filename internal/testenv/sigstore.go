@@ -183,7 +183,7 @@ func (s *Stack) startFulcio(h Host, organization string) (root.FulcioCertificate
 	); err != nil {
 		return none, fmt.Errorf("write Fulcio's files: %w", err)
 	}
-	_, err = startOnPorts(h, "fulcio", 3, func(ports []int) (*exec.Cmd, string) {
+	err = startOnPorts(h, "fulcio", 3, func(ports []int) (*exec.Cmd, string) {
 		s.FulcioURL = "http://127.0.0.1:" + strconv.Itoa(ports[0])
 		cmd := exec.Command(path, "serve", "--host=127.0.0.1", "--grpc-host=127.0.0.1",
 			"--port="+strconv.Itoa(ports[0]), "--grpc-port="+strconv.Itoa(ports[1]), "--metrics-port="+strconv.Itoa(ports[2]),
@@ -321,7 +321,7 @@ func (s *Stack) startRekor(h Host) (*root.TransparencyLog, error) {
 	}
 	// The checkpoint's origin: the host of BaseURL in the trust root, without a port.
 	const origin = "127.0.0.1"
-	_, err = startOnPorts(h, "rekor-server-posix", 3, func(ports []int) (*exec.Cmd, string) {
+	err = startOnPorts(h, "rekor-server-posix", 3, func(ports []int) (*exec.Cmd, string) {
 		s.RekorURL = "http://127.0.0.1:" + strconv.Itoa(ports[0])
 		return exec.Command(path, "serve", "--http-address=127.0.0.1", "--grpc-address=127.0.0.1",
 			"--http-port="+strconv.Itoa(ports[0]), "--grpc-port="+strconv.Itoa(ports[1]), "--http-metrics-port="+strconv.Itoa(ports[2]),

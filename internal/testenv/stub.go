@@ -170,7 +170,7 @@ func download(url, to, digest string) (string, error) {
 	if response.StatusCode != http.StatusOK {
 		return "", fmt.Errorf("get %s: %s", url, response.Status)
 	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(to), 0o750); err != nil {
 		return "", err
 	}
 	f, err := os.CreateTemp(filepath.Dir(to), ".download-*")

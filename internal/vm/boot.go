@@ -228,7 +228,7 @@ func newMachine(ctx context.Context, o *Options) (_ *machine, err error) {
 	defer swtpmEnd.Close()
 	qemuControl, qemuEnd, err := socketPair()
 	if err != nil {
-		swtpmControl.Close()
+		_ = swtpmControl.Close() // the first error says more
 		return m, err
 	}
 	defer qemuEnd.Close()
@@ -237,11 +237,11 @@ func newMachine(ctx context.Context, o *Options) (_ *machine, err error) {
 		"--ctrl", "type=unixio,clientfd=3", "--terminate")
 	cmd.ExtraFiles = []*os.File{swtpmEnd}
 	if m.swtpm, err = start(cmd); err != nil {
-		swtpmControl.Close()
-		qemuControl.Close()
+		_ = swtpmControl.Close() // the first error says more
+		_ = qemuControl.Close()
 		return m, err
 	}
-	swtpmEnd.Close() // so that the end of swtpm is the end of the channel
+	_ = swtpmEnd.Close() // so that the end of swtpm is the end of the channel
 	m.rec.atHandOver = m.handOver
 	if m.proxy, err = newProxy(swtpmControl, qemuControl, o.Layers, m.rec); err != nil {
 		swtpmControl.Close()

@@ -55,7 +55,7 @@ func (r *Result) Compare(p *measure.Prediction) []Comparison {
 			logged = append(logged, e)
 		}
 	}
-	var comparisons []Comparison
+	comparisons := make([]Comparison, 0, len(p.PCRs))
 	for _, n := range p.PCRs {
 		c := Comparison{PCR: n, Predicted: p.Value(n)}
 		if r.AtHandOver != nil {

@@ -30,7 +30,6 @@ type recorder struct {
 	mu       sync.Mutex
 	extends  []Extend
 	handOver int // number of extensions up to and with the hand-over; 0 when not reached
-	started  bool
 	err      error
 	failed   chan struct{} // closed when the TPM fails
 }

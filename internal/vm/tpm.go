@@ -72,18 +72,19 @@ func (s stream) Send(command []byte) ([]byte, error) {
 // bytes and the size of the whole, big-endian. It returns io.EOF only when the
 // stream ends between two messages.
 func readMessage(r io.Reader) ([]byte, error) {
-	message := make([]byte, headerSize)
-	if n, err := io.ReadFull(r, message); err != nil {
+	header := make([]byte, headerSize)
+	if n, err := io.ReadFull(r, header); err != nil {
 		if n > 0 {
 			return nil, io.ErrUnexpectedEOF
 		}
 		return nil, err
 	}
-	size := binary.BigEndian.Uint32(message[2:])
+	size := binary.BigEndian.Uint32(header[2:])
 	if size < headerSize || size > maxMessage {
 		return nil, fmt.Errorf("TPM message says it has %d bytes; between %d and %d are possible", size, headerSize, maxMessage)
 	}
-	message = append(message, make([]byte, size-headerSize)...)
+	message := make([]byte, size)
+	copy(message, header)
 	if _, err := io.ReadFull(r, message[headerSize:]); err != nil {
 		return nil, io.ErrUnexpectedEOF
 	}
