@@ -75,7 +75,7 @@ func TestChain(t *testing.T) {
 	disk := smallDisk(t)
 	for _, kind := range testenv.RegistryKinds {
 		t.Run(kind.Name, func(t *testing.T) {
-			a := makeArtifact(t, stack, kind.Start(t), disk)
+			a := makeArtifact(t, stack, testenv.DefaultRun, kind.Start(t), disk)
 			t.Run("accepted", a.acceptedByAll)
 			t.Run("tampered", a.refusedWhenTampered)
 		})
@@ -83,10 +83,10 @@ func TestChain(t *testing.T) {
 }
 
 // makeArtifact runs measure, push and attest.
-func makeArtifact(t *testing.T, stack *testenv.Stack, r *testenv.Registry, disk string) *artifact {
+func makeArtifact(t *testing.T, stack *testenv.Stack, workflow testenv.Run, r *testenv.Registry, disk string) *artifact {
 	t.Helper()
 	dir := t.TempDir()
-	a := &artifact{stack: stack, registry: r, workflow: testenv.DefaultRun, disk: disk, bundles: filepath.Join(dir, "attestations.jsonl")}
+	a := &artifact{stack: stack, registry: r, workflow: workflow, disk: disk, bundles: filepath.Join(dir, "attestations.jsonl")}
 	program := command(t)
 	// The steps' environment, and the proxy, under whose names the issuer's
 	// keys and GitHub's API are.
