@@ -62,6 +62,7 @@ func TestAction(t *testing.T) {
 		t.Skip("the action is not run with -short: it builds an image with KIWI, which takes minutes")
 	}
 	testenv.Tool(t, "act")
+	command(t) // what verifies should not fail to build when all is made
 	if exec.Command("docker", "info").Run() != nil && exec.Command("podman", "info").Run() != nil {
 		testenv.Missing(t, "neither docker nor podman answers: KIWI runs in a container")
 	}
