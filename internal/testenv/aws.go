@@ -12,7 +12,7 @@ func StartAWS(t testing.TB) {
 	t.Helper()
 	program := Tool(t, "moto_server")
 	var url string
-	_, err := startOnPorts(t, "moto_server", 1, func(ports []int) (*exec.Cmd, string) {
+	err := startOnPorts(t, "moto_server", 1, func(ports []int) (*exec.Cmd, string) {
 		url = fmt.Sprintf("http://127.0.0.1:%d", ports[0])
 		return exec.Command(program, "-H", "127.0.0.1", "-p", fmt.Sprint(ports[0])), url + "/moto-api/data.json"
 	})
