@@ -253,50 +253,31 @@ type signedImage struct {
 // signDisk signs the unified kernel image that firmware starts from a disk. It
 // changes nothing unless the result will boot with the variables.
 func signDisk(ctx context.Context, d *disk.Disk, signer *efi.Signer, o measure.Options) (*signedImage, error) {
-	// Which image firmware starts does not depend on Secure Boot, and PCR 5 can
-	// be predicted for every disk.
-	boot, err := measure.Disk(ctx, d, measure.Options{PCRs: []int{5}, Arch: o.Arch})
+	boot, err := measure.FindBootFile(d, o.Arch)
 	if err != nil {
 		return nil, err
 	}
-	result := &signedImage{path: boot.Images[0].Path}
-	if boot.Images[0].Stub == 0 {
-		return nil, fmt.Errorf("%s, which firmware starts, is not a unified kernel image: it has no .linux section with a systemd-stub", result.path)
-	}
-	gpt, err := d.GPT()
+	image, err := efi.ParseImage(boot.File, boot.File.Size())
 	if err != nil {
+		return nil, fmt.Errorf("%s: %w", boot.Path, err)
+	}
+	if err := checkUKI(boot.Path, image); err != nil {
 		return nil, err
 	}
-	esp, err := gpt.ESP()
-	if err != nil {
-		return nil, err
-	}
-	fat, err := disk.OpenFAT(io.NewSectionReader(d, esp.Offset, esp.Size), esp.Size)
-	if err != nil {
-		return nil, err
-	}
-	file, err := fat.Open(result.path)
-	if err != nil {
-		return nil, err
-	}
-	image, err := efi.ParseImage(file, file.Size())
-	if err != nil {
-		return nil, err
-	}
+	result := &signedImage{path: boot.Path, size: boot.File.Size()}
 	if result.already, err = image.SignedBy(signer.Certificate()); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", boot.Path, err)
 	}
-	result.size = file.Size()
-	var content io.ReaderAt = file
+	var content io.ReaderAt = boot.File
 	if !result.already {
 		signed, err := signer.Sign(image)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", boot.Path, err)
 		}
 		content, result.size = signed, signed.Size()
 	}
 	check := measure.Options{PCRs: []int{7}, SecureBoot: o.SecureBoot}
-	if _, err := measure.Files(ctx, []measure.EFIFile{{Path: result.path, R: content, Size: result.size}}, check); err != nil {
+	if _, err := measure.Files(ctx, []measure.EFIFile{{Path: boot.Path, R: content, Size: result.size}}, check); err != nil {
 		return nil, fmt.Errorf("nothing was changed: %w", err)
 	}
 	if result.already {
@@ -305,25 +286,35 @@ func signDisk(ctx context.Context, d *disk.Disk, signer *efi.Signer, o measure.O
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := d.ReplaceFile(esp, result.path, io.NewSectionReader(content, 0, result.size), result.size); err != nil {
+	if err := d.ReplaceFile(boot.ESP, boot.Path, io.NewSectionReader(content, 0, result.size), result.size); err != nil {
 		return nil, err
 	}
-	return result, checkOnDisk(d, esp, result.path, signer)
+	return result, checkOnDisk(d, o.Arch, signer)
+}
+
+// checkUKI refuses what would not be the whole of the boot chain: a signature of
+// a boot loader says nothing about what it loads.
+func checkUKI(path string, image *efi.Image) error {
+	_, hasKernel := image.Section(".linux")
+	_, hasStub, err := image.StubVersion()
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if !hasKernel || !hasStub {
+		return fmt.Errorf("%s, which firmware starts, is not a unified kernel image: it has no .linux section with a systemd-stub before it", path)
+	}
+	return nil
 }
 
 // checkOnDisk reads back what was written.
-func checkOnDisk(d *disk.Disk, esp *disk.Partition, path string, signer *efi.Signer) error {
-	fat, err := disk.OpenFAT(io.NewSectionReader(d, esp.Offset, esp.Size), esp.Size)
+func checkOnDisk(d *disk.Disk, arch string, signer *efi.Signer) error {
+	boot, err := measure.FindBootFile(d, arch)
 	if err != nil {
 		return err
 	}
-	file, err := fat.Open(path)
+	image, err := efi.ParseImage(boot.File, boot.File.Size())
 	if err != nil {
-		return err
-	}
-	image, err := efi.ParseImage(file, file.Size())
-	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", boot.Path, err)
 	}
 	intact, err := image.SignedBy(signer.Certificate())
 	if err == nil && !intact {
