@@ -150,8 +150,23 @@ func TestBootMatrix(t *testing.T) {
 				if stub.version == "newest" {
 					pcrs = "4,5,7,11,12,13"
 				}
+				uki := g.uki(t, stub.suite)
+				loader := testenv.DebianFile(t, stub.suite, g.debian, "systemd-boot-efi", "usr/lib/systemd/boot/efi/systemd-boot"+g.efi+".efi")
+				configuration := []byte("timeout 0\nconsole-mode keep\n")
 				t.Run("direct", func(t *testing.T) {
-					bootsAsPredicted(t, bootDisk(t, map[string][]byte{g.boot: g.uki(t, stub.suite)}), "--pcr", pcrs)
+					bootsAsPredicted(t, bootDisk(t, map[string][]byte{g.boot: uki}), "--pcr", pcrs)
+				})
+				t.Run("through systemd-boot", func(t *testing.T) {
+					bootsAsPredicted(t, bootDisk(t, map[string][]byte{
+						g.boot: loader, "EFI/Linux/matrix.efi": uki, "loader/loader.conf": configuration,
+					}), "--pcr", pcrs)
+				})
+				t.Run("type 1 entry", func(t *testing.T) {
+					bootsAsPredicted(t, bootDisk(t, map[string][]byte{
+						g.boot: loader, "loader/loader.conf": configuration,
+						"vmlinuz": g.kernel(t), "initrd.img": []byte("070701 no archive either\n"),
+						"loader/entries/matrix.conf": []byte("title Matrix\nlinux /vmlinuz\ninitrd /initrd.img\noptions panic=-1\noptions quiet\n"),
+					}), "--pcr", "4,5,7,9,11,12,13")
 				})
 			})
 		}

@@ -143,9 +143,9 @@ func TestDiskRefuses(t *testing.T) {
 			add("loader/credentials/README.txt", "x")(t, d)
 			add("startup.nsh", "x")(t, d)
 		}},
-		"systemd-boot":        {edit: replace(loader), want: "PCR 4 cannot be predicted: EFI/BOOT/BOOTX64.EFI is the boot loader systemd-boot 257.13-1, and what it loads next cannot be told"},
-		"systemd-boot, PCR 5": {edit: replace(loader), o: Options{PCRs: []int{5}}, want: "PCR 5 cannot be predicted: EFI/BOOT/BOOTX64.EFI is the boot loader systemd-boot"},
-		"systemd-boot, PCR 7": {edit: replace(loader), o: Options{PCRs: []int{7}}, want: "PCR 7 cannot be predicted: EFI/BOOT/BOOTX64.EFI is the boot loader systemd-boot"},
+		"systemd-boot":        {edit: replace(loader), want: "PCR 4 cannot be predicted: EFI/BOOT/BOOTX64.EFI is systemd-boot 257, and the EFI system partition has no boot entry for it"},
+		"systemd-boot, PCR 5": {edit: replace(loader), o: Options{PCRs: []int{5}}, want: "PCR 5 cannot be predicted: EFI/BOOT/BOOTX64.EFI is systemd-boot 257"},
+		"systemd-boot, PCR 7": {edit: replace(loader), o: Options{PCRs: []int{7}}, want: "PCR 7 cannot be predicted: EFI/BOOT/BOOTX64.EFI is systemd-boot 257"},
 		"hostile loader":      {edit: replace(hostile), want: `EFI/BOOT/BOOTX64.EFI is the boot loader "\x1b[2J\n::error::boo", and`},
 		"no .linux":           {edit: replace(plainPE), want: "PCR 4 cannot be predicted: EFI/BOOT/BOOTX64.EFI is not a unified kernel image (it has no .linux section), and what it loads next cannot be told"},
 		"no stub version":     {edit: replace(testenv.PE(0x8664, section(".linux", "x"))), want: "EFI/BOOT/BOOTX64.EFI has a .linux section, but was not made with a systemd-stub whose version can be told"},

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"unicode/utf16"
 
 	"github.com/org/attestable-image-action/internal/efi"
 )
@@ -19,10 +18,12 @@ import (
 const (
 	tagInitrd      = 0x8f3b22ec
 	tagLoadOptions = 0x8f3b22ed
+	tagLoaderConf  = 0xf5bc582a // of systemd-boot
 )
 
-// handOver adds the events of PCR 9.
-func (p *prediction) handOver(ctx context.Context, path string, image *efi.Image, stub int) error {
+// handOver adds the events of PCR 9. options are the load options that a boot
+// loader handed over; none means those of the image itself.
+func (p *prediction) handOver(ctx context.Context, path string, image *efi.Image, stub int, options []byte) error {
 	refuse := func(format string, args ...any) error {
 		return fmt.Errorf("PCR 9 cannot be predicted: %s: %s", path, fmt.Sprintf(format, args...))
 	}
@@ -40,14 +41,13 @@ func (p *prediction) handOver(ctx context.Context, path string, image *efi.Image
 			return refuse("it has %d sections %s, of which systemd-stub chooses at boot", n, name)
 		}
 	}
-	options, err := loadOptions(image)
-	if err != nil {
-		return refuse("%v", err)
+	if len(options) == 0 {
+		var err error
+		if options, err = loadOptions(image); err != nil {
+			return refuse("%v", err)
+		}
 	}
-	p.add(Event{
-		PCR: 9, Type: EVEventTag, Description: "load options", Digest: p.Bank.digest(options),
-		Data: taggedEvent(tagLoadOptions, "LOADED_IMAGE::LoadOptions"),
-	})
+	p.add(loadOptionsEvent(p.Bank, options))
 	initrd, err := initrdReader(image, stub)
 	if err != nil {
 		return refuse("%v", err)
@@ -59,11 +59,19 @@ func (p *prediction) handOver(ctx context.Context, path string, image *efi.Image
 	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, initrd, make([]byte, 128<<10)); err != nil {
 		return fmt.Errorf("%s: read initrd: %w", path, err)
 	}
-	p.add(Event{
-		PCR: 9, Type: EVEventTag, Description: "initrd", Digest: h.Sum(nil),
-		Data: taggedEvent(tagInitrd, "Linux initrd"),
-	})
+	p.add(initrdEvent(h.Sum(nil)))
 	return nil
+}
+
+func loadOptionsEvent(bank Bank, options []byte) Event {
+	return Event{
+		PCR: 9, Type: EVEventTag, Description: "load options", Digest: bank.digest(options),
+		Data: taggedEvent(tagLoadOptions, "LOADED_IMAGE::LoadOptions"),
+	}
+}
+
+func initrdEvent(digest []byte) Event {
+	return Event{PCR: 9, Type: EVEventTag, Description: "initrd", Digest: digest, Data: taggedEvent(tagInitrd, "Linux initrd")}
 }
 
 // taggedEvent encodes TCG_PCClientTaggedEvent: the tag, the length of the data,
@@ -72,6 +80,14 @@ func taggedEvent(tag uint32, text string) []byte {
 	data := binary.LittleEndian.AppendUint32(nil, tag)
 	data = binary.LittleEndian.AppendUint32(data, uint32(len(text)+1))
 	return append(append(data, text...), 0)
+}
+
+// taggedEvent16 is the same with text in UTF-16LE, as systemd-boot writes it.
+func taggedEvent16(tag uint32, text string) []byte {
+	encoded := encodeUTF16(text)
+	data := binary.LittleEndian.AppendUint32(nil, tag)
+	data = binary.LittleEndian.AppendUint32(data, uint32(len(encoded)))
+	return append(data, encoded...)
 }
 
 // loadOptions is the command line in UTF-16LE with its NUL, as systemd-stub
@@ -93,11 +109,7 @@ func loadOptions(image *efi.Image) ([]byte, error) {
 	if text == "" || strings.TrimSpace(text) != text || strings.IndexFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) >= 0 {
 		return nil, fmt.Errorf("its command line is empty, begins or ends with space, or has other characters than printable ASCII, which versions of systemd-stub treat differently")
 	}
-	var options []byte
-	for _, unit := range append(utf16.Encode([]rune(text)), 0) {
-		options = binary.LittleEndian.AppendUint16(options, unit)
-	}
-	return options, nil
+	return encodeUTF16(text), nil
 }
 
 // initrdReader returns the initrd as systemd-stub puts it together: microcode

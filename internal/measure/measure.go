@@ -109,11 +109,7 @@ func measureDisk(ctx context.Context, d *disk.Disk, o Options) (*Prediction, err
 	if err != nil {
 		return nil, err
 	}
-	outside, err := outsideFiles(fat, bootPath)
-	if err != nil {
-		return nil, err
-	}
-	p := &prediction{Options: o, gpt: gpt, outside: outside}
+	p := &prediction{Options: o, gpt: gpt, fat: fat}
 	return p.predict(ctx, []imageFile{{path: bootPath, r: file, size: file.Size()}})
 }
 
@@ -249,8 +245,8 @@ type Image struct {
 // prediction is one in the making.
 type prediction struct {
 	Options
-	gpt     *disk.GPT // nil when there is no disk
-	outside []outsideFile
+	gpt *disk.GPT // nil when there is no disk
+	fat *disk.FAT // of the EFI system partition, likewise
 
 	result    Prediction
 	databases *databases
@@ -259,13 +255,6 @@ type prediction struct {
 func (p *prediction) predict(ctx context.Context, files []imageFile) (*Prediction, error) {
 	if err := p.complete(); err != nil {
 		return nil, err
-	}
-	for _, f := range p.outside {
-		for _, pcr := range f.pcrs {
-			if slices.Contains(p.PCRs, pcr) {
-				return nil, fmt.Errorf("PCR %d cannot be predicted: %s on the EFI system partition is %s: remove it", pcr, f.path, f.why)
-			}
-		}
 	}
 	if p.gpt == nil && slices.Contains(p.PCRs, 5) {
 		return nil, errors.New("PCR 5 cannot be predicted: it records the partition table, and no disk was given")
@@ -284,8 +273,12 @@ func (p *prediction) predict(ctx context.Context, files []imageFile) (*Predictio
 		if err := p.checkArchitecture(f.path, image); err != nil {
 			return nil, err
 		}
-		last := i == len(files)-1
-		if err := p.load(ctx, f.path, image, last); err != nil {
+		if version, ok := loaderVersion(image); ok && p.fat != nil {
+			err = p.throughLoader(ctx, f.path, image, version)
+		} else if err = p.checkCompanions(f.path); err == nil {
+			err = p.load(ctx, f.path, image, i == len(files)-1, nil)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -351,9 +344,29 @@ func gptEvent(g *disk.GPT) []byte {
 	return data
 }
 
+// checkCompanions refuses files beside a UKI that systemd-stub would pick up.
+func (p *prediction) checkCompanions(uki string) error {
+	if p.fat == nil {
+		return nil
+	}
+	companions, err := outsideFiles(p.fat, uki)
+	if err != nil {
+		return err
+	}
+	for _, f := range companions {
+		for _, pcr := range f.pcrs {
+			if slices.Contains(p.PCRs, pcr) {
+				return fmt.Errorf("PCR %d cannot be predicted: %s on the EFI system partition is %s: remove it", pcr, f.path, f.why)
+			}
+		}
+	}
+	return nil
+}
+
 // load adds the events of a PE image that is loaded through LoadImage, and, for
-// the last one, of the unified kernel image in it.
-func (p *prediction) load(ctx context.Context, path string, image *efi.Image, last bool) error {
+// the last one, of the unified kernel image in it. options are the load options
+// that a boot loader hands over, UTF-16LE with a NUL; none when there are none.
+func (p *prediction) load(ctx context.Context, path string, image *efi.Image, last bool, options []byte) error {
 	version, isUKI, err := image.StubVersion()
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
@@ -388,16 +401,22 @@ func (p *prediction) load(ctx context.Context, path string, image *efi.Image, la
 			return fmt.Errorf("PCR %d cannot be predicted: systemd-stub %d in %s is older than 252, which was the first to extend it by the rules that are known", pcr, version, path)
 		}
 	}
+	p.passOptions(options, "command line that the boot loader hands over")
 	if slices.Contains(p.PCRs, 11) {
 		if err := p.measureSections(ctx, path, image, version); err != nil {
 			return err
 		}
 	}
+	// systemd-stub measures the command line again when it uses it.
+	if _, own := image.Section(".cmdline"); own && p.SecureBoot.Enabled() {
+		options = nil
+	}
+	p.passOptions(options, "command line that systemd-stub takes from the boot loader")
 	if err := p.loadKernel(ctx, path, image, version); err != nil {
 		return err
 	}
 	if slices.Contains(p.PCRs, 9) {
-		return p.handOver(ctx, path, image, version)
+		return p.handOver(ctx, path, image, version, options)
 	}
 	return nil
 }
