@@ -93,7 +93,7 @@ func build(t *testing.T, ctx context.Context, description fs.FS, output string, 
 // the reason, the log, and that nothing else is left.
 func TestFailures(t *testing.T) {
 	for _, tc := range []struct{ name, file, from, to, want string }{
-		{"schema", "config.xml", `<version>1.0.0</version>`, `<edition>1.0.0</edition>`, "the description does not follow KIWI's schema: line "},
+		{"schema", "config.xml", `<version>1.0.0</version>`, `<edition>1.0.0</edition>`, "the description does not follow KIWI's schema: "},
 		{"repository", "config.xml", `"http://deb.debian.org/debian"`, `"dir:///nonexistent"`, "apt-get: E: Unable to locate package apt; E: Unable to locate package ca-certificates"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -154,9 +154,6 @@ func (b *builder) base(ctx context.Context, scratch string) (string, error) {
 	if m == nil { // a Dockerfile of the user's, with a base of its own
 		return "", nil
 	}
-	if b.mirror != "" { // packages are to come from one place only
-		return b.makeBase(ctx)
-	}
 	own := string(m[1])
 	if _, err := b.engine.ask(ctx, "image", "inspect", "--format", "{{.Id}}", own); err == nil {
 		return "", nil

@@ -150,7 +150,8 @@ func (c *container) remove() error {
 	defer cancel()
 	var err error
 	for range 10 {
-		if _, err = c.engine.ask(ctx, "rm", "--force", "--volumes", c.name); err == nil || strings.Contains(strings.ToLower(err.Error()), "no such container") {
+		if _, err = c.engine.ask(ctx, "rm", "--force", "--volumes", c.name); err == nil || strings.Contains(strings.ToLower(err.Error()), "no such container") ||
+			strings.Contains(err.Error(), "no container with") {
 			return nil
 		}
 		time.Sleep(500 * time.Millisecond)

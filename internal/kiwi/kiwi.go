@@ -184,7 +184,7 @@ func (o *Options) builderImage(ctx context.Context, e *engine) (string, error) {
 		b.files = o.Builder
 	}
 	for _, source := range o.PackageSources {
-		if source.local() == "" {
+		if source.local() == "" && (source.Suite == "" || source.Suite == defaultSuite) {
 			b.mirror = source.URI
 			break
 		}

@@ -2,7 +2,6 @@ package kiwi
 
 import (
 	"bytes"
-	"fmt"
 	"io"
 	"os"
 	"regexp"
@@ -16,7 +15,7 @@ var (
 	logRecord   = regexp.MustCompile(`^\[ ([A-Z]+) +\]: [0-9:]{8} \| ?(.*)$`)
 	progressBar = regexp.MustCompile(`\[ [A-Z]+ +\]: Processing: \[[# ]*\] [0-9]+%`)
 	errorClass  = regexp.MustCompile(`^(?:Kiwi[A-Za-z]+: )+`)
-	schemaError = regexp.MustCompile(`^(?:--> )?[^ ]*?:([0-9]+):[0-9]+:ERROR:(?:RELAXNGV|SCHEMATRONV|PARSER):[A-Z_]+: (.*)$`)
+	schemaError = regexp.MustCompile(`^(?:--> )?[^ ]*?:[0-9]+:[0-9]+:ERROR:(?:RELAXNGV|SCHEMATRONV|PARSER):[A-Z_]+: (.*)$`)
 	colour      = regexp.MustCompile("\x1b\\[[0-9;]*[A-Za-z]")
 	// What programs under KIWI begin a line with when it tells why they failed.
 	telling = regexp.MustCompile(`(?i)^(?:E: |Err(?:or)?:|fatal|dracut\[[EF]\]|mkfs|.*\b(?:error|failed|cannot|can't|unable|no such|not found|denied|no space|unmet|depends:|invalid)\b)`)
@@ -128,7 +127,8 @@ func Reason(log string) string {
 	return ""
 }
 
-// schemaErrors returns what KIWI's validation found, with the lines where.
+// schemaErrors returns what KIWI's validation found. The line numbers are left
+// out: they are those of a copy that KIWI converted.
 func schemaErrors(records []record) []string {
 	var found []string
 	for _, r := range records {
@@ -137,7 +137,7 @@ func schemaErrors(records []record) []string {
 		}
 		for _, line := range r.lines {
 			if m := schemaError.FindStringSubmatch(line); m != nil {
-				found = append(found, fmt.Sprintf("line %s: %s", m[1], m[2]))
+				found = append(found, m[1])
 			}
 		}
 	}

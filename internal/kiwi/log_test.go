@@ -12,7 +12,7 @@ import (
 // TestReason reads logs of real builds that failed, cut to their ends.
 func TestReason(t *testing.T) {
 	for _, tc := range []struct{ log, want string }{
-		{"schema.log", "the description does not follow KIWI's schema: line 1: Expecting an element preferences, got nothing; line 7: Invalid sequence in interleave; line 7: Element image failed to validate content"},
+		{"schema.log", "the description does not follow KIWI's schema: Expecting an element preferences, got nothing; Invalid sequence in interleave; Element image failed to validate content"},
 		{"repository.log", "apt-get: E: Failed to fetch http://deb.debian.org/nothing-here/dists/trixie/InRelease 400 Bad Request [IP: 203.0.113.80 80]; E: The repository 'http://deb.debian.org/nothing-here trixie InRelease' is not signed"},
 		{"package.log", "System package installation failed: E: Unable to locate package no-such-package-here"},
 		{"script.log", "config.sh failed with: cp: cannot stat '/no/such/file': No such file or directory"},
