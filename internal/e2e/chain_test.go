@@ -131,6 +131,9 @@ func (a *artifact) ours(t *testing.T, reference string, flags ...string) outcome
 		"--repo", testenv.DefaultRun.Repository,
 		"--signer-workflow", testenv.DefaultRun.Repository + "/" + a.workflow.WorkflowPath,
 	}, flags...)
+	if a.stack.Issuer.URL != testenv.GenuineIssuer {
+		args = append(args, "--cert-oidc-issuer", a.stack.Issuer.URL)
+	}
 	return run(t, nil, command(t), args...)
 }
 
