@@ -219,7 +219,7 @@ func (e *erofs) readInode(nid uint64) (*inode, error) {
 		return nil, errors.New("it lies outside the file system")
 	}
 	at := e.meta + int64(nid)<<5
-	raw := make([]byte, 32, 64)
+	raw := make([]byte, 32)
 	if err := e.readAt(raw, at); err != nil {
 		return nil, err
 	}
@@ -230,8 +230,8 @@ func (e *erofs) readInode(nid uint64) (*inode, error) {
 	}
 	extended := format&1 != 0
 	if extended {
-		raw = raw[:64]
-		if err := e.readAt(raw[32:], at+32); err != nil {
+		raw = make([]byte, 64)
+		if err := e.readAt(raw, at); err != nil {
 			return nil, err
 		}
 	}

@@ -341,7 +341,7 @@ func (f *fsFile) Read(p []byte) (int, error) {
 	}
 	n, err := f.ReadAt(p, f.off)
 	f.off += int64(n)
-	if n > 0 && err == io.EOF {
+	if n > 0 && errors.Is(err, io.EOF) {
 		err = nil
 	}
 	return n, err
@@ -350,7 +350,7 @@ func (f *fsFile) Read(p []byte) (int, error) {
 // ReadAt reads from the file at a byte offset.
 func (f *fsFile) ReadAt(p []byte, off int64) (int, error) {
 	n, err := f.readAt(p, off)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = &fs.PathError{Op: "read", Path: f.name, Err: err}
 	}
 	return n, err

@@ -1,0 +1,409 @@
+package audit
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/xi2/xz"
+)
+
+// initrd is what an initial RAM file system holds: cpio archives in the newc
+// format, one after the other, each compressed or not, as Linux's
+// Documentation/driver-api/early-userspace/buffer-format.rst describes them. A
+// file that is in several archives is the last one's.
+type initrd struct {
+	files map[string]initrdFile
+}
+
+// initrdFile is a file of an initrd.
+type initrdFile struct {
+	mode    uint32 // as in stat(2)
+	size    int64
+	content []byte // of a symbolic link, and of files that the audit reads
+}
+
+const (
+	initrdMaxFiles   = 1 << 18
+	initrdMaxName    = 4096
+	initrdMaxFile    = 64 << 10 // bytes that are kept of a file
+	initrdMaxKept    = 16 << 20 // bytes that are kept of all files
+	initrdMaxDecoded = 4 << 30  // bytes
+	initrdMaxWindow  = 128 << 20
+)
+
+var errInitrdTooLong = fmt.Errorf("it is longer than %d bytes when unpacked", int64(initrdMaxDecoded))
+
+// readInitrd reads an initrd of size bytes.
+func readInitrd(r io.ReaderAt, size int64) (*initrd, error) {
+	rd := &initrdReader{initrd: initrd{files: map[string]initrdFile{}}, left: initrdMaxDecoded}
+	for off := int64(0); off < size; {
+		next, err := rd.member(r, off, size)
+		if err != nil {
+			return nil, fmt.Errorf("read initrd at byte %d: %w", off, err)
+		}
+		off = next
+	}
+	if len(rd.files) == 0 {
+		return nil, errors.New("read initrd: it is empty")
+	}
+	return &rd.initrd, nil
+}
+
+type initrdReader struct {
+	initrd
+	left int64 // bytes that may still be unpacked
+	kept int
+}
+
+// member reads what begins at off, and returns where the next member begins.
+func (rd *initrdReader) member(r io.ReaderAt, off, size int64) (int64, error) {
+	magic := make([]byte, 6)
+	n, err := r.ReadAt(magic, off)
+	if magic = magic[:n]; n == 0 {
+		return 0, fmt.Errorf("read it: %w", err)
+	}
+	section := io.NewSectionReader(r, off, size-off)
+	switch {
+	case magic[0] == 0:
+		return skipZeros(section, off)
+	case bytes.HasPrefix(magic, []byte("0707")):
+		c := &countingReader{r: bufio.NewReaderSize(section, 64<<10)}
+		err := rd.archives(c, false)
+		return off + c.n, err
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		b := bufio.NewReaderSize(section, 64<<10) // gzip reads no more of a ByteReader than it needs
+		c := &countingReader{r: b}
+		z, err := gzip.NewReader(c)
+		if err != nil {
+			return 0, err
+		}
+		z.Multistream(false)
+		err = rd.archives(z, true)
+		return off + c.n, err
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		length, err := zstdFrame(r, off, size)
+		if err != nil {
+			return 0, err
+		}
+		z, err := zstd.NewReader(bufio.NewReaderSize(io.NewSectionReader(r, off, length), 64<<10),
+			zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(initrdMaxWindow))
+		if err != nil {
+			return 0, err
+		}
+		defer z.Close()
+		return off + length, rd.archives(z, true)
+	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+		c := &countingReader{r: bufio.NewReaderSize(section, 64<<10), step: 1}
+		z, err := xz.NewReader(c, initrdMaxWindow)
+		if err != nil {
+			return 0, err
+		}
+		z.Multistream(false)
+		err = rd.archives(z, true)
+		return off + c.n, err
+	}
+	for prefix, name := range map[string]string{"BZh": "bzip2", "\x5d\x00\x00": "LZMA", "\x89LZO": "LZO", "\x02\x21\x4c\x18": "LZ4", "\x04\x22\x4d\x18": "LZ4"} {
+		if bytes.HasPrefix(magic, []byte(prefix)) {
+			return 0, fmt.Errorf("it is compressed with %s, which this version does not read: use zstd, gzip or xz", name)
+		}
+	}
+	return 0, fmt.Errorf("%x is the beginning of nothing known", magic)
+}
+
+// skipZeros finds the end of the padding between members.
+func skipZeros(r io.Reader, off int64) (int64, error) {
+	block := make([]byte, 64<<10)
+	for {
+		n, err := r.Read(block)
+		for i, b := range block[:n] {
+			if b != 0 {
+				return off + int64(i), nil
+			}
+		}
+		off += int64(n)
+		if errors.Is(err, io.EOF) {
+			return off, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+// countingReader counts what was taken from it. With a step it gives that many
+// bytes at once, so that its reader takes no more than it needs.
+type countingReader struct {
+	r    *bufio.Reader
+	n    int64
+	step int
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	if c.step > 0 {
+		p = p[:min(len(p), c.step)]
+	}
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+func (c *countingReader) ReadByte() (byte, error) {
+	b, err := c.r.ReadByte()
+	if err == nil {
+		c.n++
+	}
+	return b, err
+}
+
+// zstdFrame returns the length of the Zstandard frame at off (RFC 8878, section
+// 3.1.1), without decoding it.
+func zstdFrame(r io.ReaderAt, off, size int64) (int64, error) {
+	head := make([]byte, 5)
+	if _, err := r.ReadAt(head, off); err != nil {
+		return 0, fmt.Errorf("read Zstandard frame: %w", err)
+	}
+	descriptor := head[4]
+	at := off + 5
+	if descriptor&0x20 == 0 { // no single segment: a window descriptor
+		at++
+	}
+	at += []int64{0, 1, 2, 4}[descriptor&3] // dictionary
+	switch descriptor >> 6 {
+	case 0:
+		at += int64(descriptor >> 5 & 1)
+	case 1:
+		at += 2
+	case 2:
+		at += 4
+	case 3:
+		at += 8
+	}
+	for {
+		raw := make([]byte, 4)
+		if _, err := r.ReadAt(raw[:3], at); err != nil || at >= size {
+			return 0, errors.New("a Zstandard frame is cut off")
+		}
+		block := int64(binary.LittleEndian.Uint32(raw))
+		at += 3
+		switch block >> 1 & 3 {
+		case 1: // one byte, repeated
+			at++
+		case 3:
+			return 0, errors.New("a Zstandard frame has a block of the reserved type")
+		default:
+			at += block >> 3
+		}
+		if block&1 != 0 {
+			break
+		}
+	}
+	if descriptor&4 != 0 {
+		at += 4 // checksum
+	}
+	if at > size {
+		return 0, errors.New("a Zstandard frame is cut off")
+	}
+	return at - off, nil
+}
+
+// archives reads cpio archives; compressed says that r ends by itself, so that
+// several archives and padding may follow.
+func (rd *initrdReader) archives(r io.Reader, compressed bool) error {
+	for {
+		c := &cpioReader{r: r, left: &rd.left}
+		if err := rd.archive(c); err != nil {
+			return err
+		}
+		if !compressed {
+			return nil
+		}
+		// What follows in the same stream is padding, or another archive.
+		first, err := c.skipPadding()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		r = io.MultiReader(bytes.NewReader([]byte{first}), r)
+	}
+}
+
+// cpioReader reads an archive and keeps its place for alignment.
+type cpioReader struct {
+	r    io.Reader
+	n    int64
+	left *int64
+}
+
+func (c *cpioReader) read(p []byte) error {
+	if *c.left -= int64(len(p)); *c.left < 0 {
+		return errInitrdTooLong
+	}
+	n, err := io.ReadFull(c.r, p)
+	c.n += int64(n)
+	if err != nil {
+		return fmt.Errorf("a cpio archive is cut off or damaged: %w", err)
+	}
+	return nil
+}
+
+func (c *cpioReader) skip(n int64) error {
+	if *c.left -= n; *c.left < 0 {
+		return errInitrdTooLong
+	}
+	m, err := io.CopyN(io.Discard, c.r, n)
+	c.n += m
+	if err != nil {
+		return fmt.Errorf("a cpio archive is cut off or damaged: %w", err)
+	}
+	return nil
+}
+
+func (c *cpioReader) align() error { return c.skip(-c.n & 3) }
+
+// skipPadding returns the first byte that is not zero.
+func (c *cpioReader) skipPadding() (byte, error) {
+	block := make([]byte, 1)
+	for {
+		if *c.left--; *c.left < 0 {
+			return 0, errInitrdTooLong
+		}
+		n, err := c.r.Read(block)
+		if n == 1 && block[0] != 0 {
+			return block[0], nil
+		}
+		if n == 0 && err != nil {
+			return 0, err
+		}
+	}
+}
+
+// archive reads an archive up to its trailer.
+func (rd *initrdReader) archive(c *cpioReader) error {
+	header := make([]byte, 110)
+	for {
+		if err := c.read(header); err != nil {
+			return err
+		}
+		if magic := string(header[:6]); magic != "070701" && magic != "070702" {
+			return fmt.Errorf("%q does not begin a cpio archive in the newc format", magic)
+		}
+		field := func(i int) (int64, error) {
+			text := string(header[6+8*i : 14+8*i])
+			v, err := strconv.ParseUint(text, 16, 32)
+			if err != nil {
+				return 0, fmt.Errorf("%q is no number of a cpio header", text)
+			}
+			return int64(v), nil
+		}
+		mode, err1 := field(1)
+		size, err2 := field(6)
+		nameSize, err3 := field(11)
+		if err := errors.Join(err1, err2, err3); err != nil {
+			return err
+		}
+		if nameSize < 1 || nameSize > initrdMaxName {
+			return fmt.Errorf("a name of %d bytes is not between 1 and %d long", nameSize, initrdMaxName)
+		}
+		name := make([]byte, nameSize)
+		if err := c.read(name); err != nil {
+			return err
+		}
+		if err := c.align(); err != nil {
+			return err
+		}
+		text, _, _ := strings.Cut(string(name), "\x00")
+		if text == "TRAILER!!!" {
+			return nil
+		}
+		if err := rd.file(c, text, uint32(mode), size); err != nil {
+			return fmt.Errorf("%.100q: %w", text, err)
+		}
+	}
+}
+
+func (rd *initrdReader) file(c *cpioReader, name string, mode uint32, size int64) error {
+	name = strings.TrimPrefix(path.Clean("/"+name), "/")
+	file := initrdFile{mode: mode, size: size}
+	if len(rd.files) >= initrdMaxFiles {
+		return fmt.Errorf("there are more than %d files", initrdMaxFiles)
+	}
+	if link := mode&0o170000 == 0o120000; link || wantedInInitrd(name) {
+		if size > initrdMaxFile {
+			return fmt.Errorf("it has %d bytes, more than the %d expected", size, initrdMaxFile)
+		}
+		if rd.kept += int(size); rd.kept > initrdMaxKept {
+			return fmt.Errorf("the files that matter have more than %d bytes", initrdMaxKept)
+		}
+		file.content = make([]byte, size)
+		if err := c.read(file.content); err != nil {
+			return err
+		}
+	} else if err := c.skip(size); err != nil {
+		return err
+	}
+	rd.files[name] = file
+	return c.align()
+}
+
+// wantedInInitrd reports whether the audit reads a file of the initrd.
+func wantedInInitrd(name string) bool {
+	switch name {
+	case "etc/veritytab", "etc/fstab", "etc/passwd", "etc/shadow":
+		return true
+	}
+	return strings.Contains(name, "systemd/system/") && (strings.HasSuffix(name, ".service") || strings.HasSuffix(name, ".conf"))
+}
+
+// file returns a file by its path, following symbolic links on the way.
+func (rd *initrd) file(name string) (initrdFile, error) {
+	rest, at := strings.Split(name, "/"), ""
+	for links := 0; ; {
+		if len(rest) == 0 {
+			file, ok := rd.files[at]
+			if !ok {
+				return file, fs.ErrNotExist
+			}
+			return file, nil
+		}
+		next := path.Join(at, rest[0])
+		if rest[0] == ".." {
+			next = path.Join("/", at, "..")[1:]
+		}
+		rest = rest[1:]
+		file, ok := rd.files[next]
+		if !ok || file.mode&0o170000 != 0o120000 {
+			at = next
+			continue
+		}
+		if links++; links > 40 {
+			return file, errors.New("too many symbolic links")
+		}
+		target := string(file.content)
+		if strings.HasPrefix(target, "/") {
+			at = ""
+		}
+		rest = append(strings.Split(strings.Trim(target, "/"), "/"), rest...)
+	}
+}
+
+// has reports whether one of the paths exists.
+func (rd *initrd) has(names ...string) (string, bool) {
+	for _, name := range names {
+		if _, err := rd.file(name); err == nil {
+			return name, true
+		}
+	}
+	return "", false
+}
