@@ -185,3 +185,27 @@ func awsVariables(s measure.SecureBoot) ([]byte, error) {
 	}
 	return efi.EncodeAWSVariables(variables)
 }
+
+// variablesInStore reads the variables of Secure Boot back from AWS's form.
+func variablesInStore(store []byte) (measure.SecureBoot, error) {
+	var s measure.SecureBoot
+	variables, err := efi.DecodeAWSVariables(store, nil)
+	if err != nil {
+		return s, err
+	}
+	for _, v := range variables {
+		for _, known := range []struct {
+			name   string
+			vendor efi.GUID
+			into   *[]byte
+		}{
+			{"PK", efi.GlobalVariable, &s.PK}, {"KEK", efi.GlobalVariable, &s.KEK},
+			{"db", efi.ImageSecurityDatabase, &s.DB}, {"dbx", efi.ImageSecurityDatabase, &s.DBX},
+		} {
+			if v.Name == known.name && v.Vendor == known.vendor {
+				*known.into = v.Data
+			}
+		}
+	}
+	return s, nil
+}

@@ -308,6 +308,19 @@ func (a *app) remeasure(ctx context.Context, f verifyFlags, image *artifact.Arti
 	if options.SecureBoot, err = f.predict.secureBoot(); err != nil {
 		return nil, err
 	}
+	if doc.SecureBoot.Enabled && !options.SecureBoot.Enabled() {
+		// The artifact's own variables will do: PCR 7 says whether they are those
+		// that were attested.
+		store, err := image.UEFIData(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if len(store) > 0 {
+			if options.SecureBoot, err = variablesInStore(store); err != nil {
+				return nil, fmt.Errorf("measure %s again: %w: give its Secure Boot variables in --PK, --KEK, --db and --dbx", image.Reference, err)
+			}
+		}
+	}
 	if doc.SecureBoot.Enabled != options.SecureBoot.Enabled() {
 		return nil, usagef("measure %s again: the attested measurements are for Secure Boot %s: give the variables that they were made with in --PK, --KEK, --db and --dbx, or none", image.Reference, onOff(doc.SecureBoot.Enabled))
 	}

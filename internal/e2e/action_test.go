@@ -30,6 +30,7 @@ func TestActionRefuses(t *testing.T) {
 		{"without the permission id-token", map[string]string{"template": "debian"}, nil, "id-token: write"},
 		{"without an image", map[string]string{"name": "image"}, tokens, "neither 'template' nor 'description'"},
 		{"with two images", map[string]string{"template": "debian", "description": "image"}, tokens, "both 'template' and 'description'"},
+		{"with a key and no certificate", map[string]string{"template": "debian", "secure-boot-key": "awskms:alias/key"}, tokens, "only one of the inputs 'secure-boot-key' and 'secure-boot-cert' has a value"},
 		{"with no boolean", map[string]string{"template": "debian", "push": "yes"}, tokens, "'push' must be true or false"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
