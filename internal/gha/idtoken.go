@@ -16,7 +16,7 @@ import (
 var ErrNoIDToken = errors.New("the job may not get an identity token: add 'permissions: id-token: write' to it (with contents: read, packages: write and attestations: write); pull requests from forks never get one")
 
 // IDToken asks the runner for an OpenID Connect token (compact JWT) of the job
-// for audience. The runner itself masks it in the log.
+// for audience. It is a secret, and good for minutes.
 func IDToken(ctx context.Context, audience string) (string, error) {
 	if os.Getenv("ACTIONS_ID_TOKEN_REQUEST_URL") == "" || os.Getenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN") == "" {
 		return "", ErrNoIDToken
