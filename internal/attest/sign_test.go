@@ -212,11 +212,19 @@ func TestServicesFail(t *testing.T) {
 // TestKeyless signs with the real Fulcio, timestamp authority and Rekor v2, as
 // the signing configuration names them.
 func TestKeyless(t *testing.T) {
-	for name, o := range map[string]testenv.Options{
-		"with a log":              {},
-		"GitHub's, without a log": {Organization: testenv.GitHubInc, NoRekor: true},
+	reusable := testenv.Run{Visibility: "private", JobWorkflowRef: "octo-org/workflows/.github/workflows/build.yml@refs/tags/v1"}
+	for _, tc := range []struct {
+		name     string
+		options  testenv.Options
+		run      testenv.Run
+		workflow string
+	}{
+		{"with a log", testenv.Options{}, testenv.DefaultRun, "octo-org/image/.github/workflows/image.yml"},
+		{"GitHub's, without a log, in a reusable workflow", testenv.Options{Organization: testenv.GitHubInc, NoRekor: true}, reusable,
+			"octo-org/workflows/.github/workflows/build.yml@refs/tags/v1"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(tc.name, func(t *testing.T) {
+			o := tc.options
 			stack := testenv.StartSigstore(t, o)
 			instance, err := ReadInstance(stack.SigningConfig)
 			if err != nil {
@@ -230,7 +238,7 @@ func TestKeyless(t *testing.T) {
 				t.Fatal(err)
 			}
 			ctx := context.Background()
-			claimsToken, err := stack.Issuer.Token(AudienceClaims, testenv.DefaultRun.Claims())
+			claimsToken, err := stack.Issuer.Token(AudienceClaims, tc.run.Claims())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -239,7 +247,7 @@ func TestKeyless(t *testing.T) {
 				t.Fatal(err)
 			}
 			signer := NewSigner(instance, func(context.Context) (string, error) {
-				return stack.Issuer.Token(AudienceSigning, testenv.DefaultRun.Claims())
+				return stack.Issuer.Token(AudienceSigning, tc.run.Claims())
 			}, trust)
 			var candidates []Candidate
 			for predicateType, predicate := range map[string][]byte{PredicateProvenance: provenanceOf(t, claims), PredicateMeasurements: testMeasurements} {
@@ -257,7 +265,7 @@ func TestKeyless(t *testing.T) {
 			}
 			// Provenance and certificate agree in all that Fulcio certifies.
 			e := expectImage()
-			e.Issuer = stack.Issuer.URL
+			e.Issuer, e.Workflow = stack.Issuer.URL, tc.workflow
 			v, err := Verify(ctx, trust, e, testDigest, from(candidates...))
 			if err != nil || outcome(v) != "" {
 				t.Errorf("failed %q, error %v", outcome(v), err)
