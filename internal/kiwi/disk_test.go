@@ -92,7 +92,7 @@ func commandLine(t *testing.T, fat *disk.FAT, name string) map[string]string {
 		t.Fatal(err)
 	}
 	options := map[string]string{}
-	for _, word := range strings.FieldsSeq(strings.TrimRight(string(text), "\x00")) {
+	for word := range strings.FieldsSeq(strings.TrimRight(string(text), "\x00")) {
 		key, value, _ := strings.Cut(word, "=")
 		options[key] = value
 	}
