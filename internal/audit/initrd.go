@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"path"
@@ -103,12 +104,11 @@ func (rd *initrdReader) member(r io.ReaderAt, off, size int64) (int64, error) {
 		defer z.Close()
 		return off + length, rd.archives(z, true)
 	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		c := &countingReader{r: bufio.NewReaderSize(section, 64<<10), step: 1}
+		c := &xzStream{r: bufio.NewReaderSize(section, 64<<10)}
 		z, err := xz.NewReader(c, initrdMaxWindow)
 		if err != nil {
 			return 0, err
 		}
-		z.Multistream(false)
 		err = rd.archives(z, true)
 		return off + c.n, err
 	}
@@ -140,18 +140,13 @@ func skipZeros(r io.Reader, off int64) (int64, error) {
 	}
 }
 
-// countingReader counts what was taken from it. With a step it gives that many
-// bytes at once, so that its reader takes no more than it needs.
+// countingReader counts what was taken from it.
 type countingReader struct {
-	r    *bufio.Reader
-	n    int64
-	step int
+	r *bufio.Reader
+	n int64
 }
 
 func (c *countingReader) Read(p []byte) (int, error) {
-	if c.step > 0 {
-		p = p[:min(len(p), c.step)]
-	}
 	n, err := c.r.Read(p)
 	c.n += int64(n)
 	return n, err
@@ -163,6 +158,32 @@ func (c *countingReader) ReadByte() (byte, error) {
 		c.n++
 	}
 	return b, err
+}
+
+// xzStream gives an xz stream byte by byte and ends with its footer (The .xz File
+// Format, section 2.1.2), as the decoder would look for padding and another
+// stream behind it. A footer in the middle makes the decoder fail.
+type xzStream struct {
+	r    *bufio.Reader
+	n    int64
+	last [12]byte
+}
+
+func (x *xzStream) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if x.n > 12 && string(x.last[10:]) == "YZ" && binary.LittleEndian.Uint32(x.last[:]) == crc32.ChecksumIEEE(x.last[4:10]) {
+		return 0, io.EOF
+	}
+	b, err := x.r.ReadByte()
+	if err != nil {
+		return 0, err
+	}
+	x.n++
+	copy(x.last[:], x.last[1:])
+	x.last[11], p[0] = b, b
+	return 1, nil
 }
 
 // zstdFrame returns the length of the Zstandard frame at off (RFC 8878, section

@@ -19,6 +19,7 @@ type units struct {
 // unitFile is a unit's file and its drop-ins.
 type unitFile struct {
 	path   string
+	exists bool // there are not only drop-ins
 	masked bool
 	lines  []unitLine // of the file, then of its drop-ins
 }
@@ -129,7 +130,7 @@ func (u *units) readUnit(root *rootAudit, name, at string) {
 			return
 		}
 		if target == "/dev/null" {
-			u.files[name] = unitFile{path: at, masked: true}
+			u.files[name] = unitFile{path: at, exists: true, masked: true}
 			return
 		}
 		if base := path.Base(target); base != name {
@@ -145,7 +146,7 @@ func (u *units) readUnit(root *rootAudit, name, at string) {
 		root.notRead(at, err)
 		return
 	}
-	u.files[name] = unitFile{path: at, masked: len(content) == 0, lines: unitLines(at, content)}
+	u.files[name] = unitFile{path: at, exists: true, masked: len(content) == 0, lines: unitLines(at, content)}
 }
 
 // readDropins adds the lines of drop-ins to a unit. Of files of the same name
@@ -225,7 +226,7 @@ func template(name string) (string, bool) {
 // template.
 func (u *units) find(name string) (unitFile, bool) {
 	for range 5 {
-		if file, ok := u.files[name]; ok && (file.masked || len(file.lines) > 0) {
+		if file := u.files[name]; file.exists {
 			return file, true
 		}
 		if other, ok := u.aliases[name]; ok {
