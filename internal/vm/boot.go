@@ -244,8 +244,8 @@ func newMachine(ctx context.Context, o *Options) (_ *machine, err error) {
 	_ = swtpmEnd.Close() // so that the end of swtpm is the end of the channel
 	m.rec.atHandOver = m.handOver
 	if m.proxy, err = newProxy(swtpmControl, qemuControl, o.Layers, m.rec); err != nil {
-		swtpmControl.Close()
-		qemuControl.Close()
+		_ = swtpmControl.Close()
+		_ = qemuControl.Close()
 		_ = m.swtpm.kill() // the first error says more
 		return m, fmt.Errorf("prepare the software TPM: %w (%s)", err, m.swtpm.stderr)
 	}
@@ -274,7 +274,7 @@ func newVars(o *Options) (*os.File, error) {
 		return nil, err
 	}
 	if _, err := file.WriteAt(content, 0); err != nil {
-		file.Close()
+		_ = file.Close()
 		return nil, fmt.Errorf("copy the firmware's variable store: %w", err)
 	}
 	return file, nil
