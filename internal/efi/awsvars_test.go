@@ -319,3 +319,22 @@ func TestCertificateLists(t *testing.T) {
 		t.Errorf("%s is no UUID of version 8", s)
 	}
 }
+
+// TestCertificateListsAgainstEfitools compares with what efitools makes of the
+// same certificate and owner.
+func TestCertificateListsAgainstEfitools(t *testing.T) {
+	key, _ := testKeys()
+	c := testCertificate(t, "Signer", key.Public(), nil, key)
+	out := filepath.Join(t.TempDir(), "db.esl")
+	printed, err := exec.Command(testenv.Tool(t, "cert-to-efi-sig-list"), "-g", CertificateOwner(c).String(), writeCertificate(t, c), out).CombinedOutput()
+	if err != nil {
+		t.Fatalf("cert-to-efi-sig-list: %v\n%s", err, printed)
+	}
+	theirs, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ours := CertificateLists(c); !bytes.Equal(ours, theirs) {
+		t.Errorf("we make\n%x\nefitools make\n%x", ours, theirs)
+	}
+}
