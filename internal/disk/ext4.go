@@ -403,6 +403,9 @@ func (e *ext4) findExtent(own *ext4Inode, want int64) (ext4Run, error) {
 	le := binary.LittleEndian
 	node := own.block
 	end := int64(1) << 32 // the first block that the node does not cover
+	if want >= end {
+		return ext4Run{}, errors.New("it lies behind what an extent tree can reach")
+	}
 	for depth := -1; ; {
 		if le.Uint16(node) != ext4ExtentMagic {
 			return ext4Run{}, errors.New("a node of the extent tree has no magic number")

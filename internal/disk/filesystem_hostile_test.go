@@ -150,6 +150,36 @@ func TestDirectoryCircle(t *testing.T) {
 	}
 }
 
+// TestExt4HugeFile reads the end of a file that says to be longer than ext4
+// allows.
+func TestExt4HugeFile(t *testing.T) {
+	for image, want := range map[string]string{
+		"ext4-extents": "it lies behind what an extent tree can reach",
+		"ext4-blocks":  "it lies behind what a block map can reach",
+	} {
+		b := seeds(t, image+".img")[image]
+		f, err := OpenFilesystem(bytes.NewReader(b), int64(len(b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		node, err := f.lookup("etc/numbers", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		node.size = 1 << 50
+		content, err := f.tree.content(node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := content.ReadAt(make([]byte, 10), node.size-10); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", image, err, want)
+		}
+		if n, err := content.ReadAt(make([]byte, 4096), 1<<30); n != 4096 || err != nil {
+			t.Errorf("%s: a hole gives %d bytes, %v", image, n, err)
+		}
+	}
+}
+
 func TestLZ4(t *testing.T) {
 	for _, c := range []struct {
 		name, src, want string
