@@ -1,13 +1,14 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -34,8 +35,9 @@ func newSignCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sign DISK",
 		Short: "Sign the unified kernel image on a disk for Secure Boot",
-		Long: `Sign the unified kernel image on a raw disk in place, write the Secure Boot
-variables that firmware needs, and predict the PCRs of the signed disk.
+		Long: `Sign the unified kernel image on a raw disk in place (and systemd-boot, where it
+stands in front), write the Secure Boot variables that firmware needs, and predict
+the PCRs of the signed disk.
 
 The key is RSA of 2048 to 4096 bits: a PEM file, an open file descriptor (fd:N),
 or a key in AWS KMS (awskms:ID, ARN or alias). It is never an argument itself.
@@ -113,11 +115,11 @@ func (a *app) sign(ctx context.Context, f *signFlags, path string) (*measure.Doc
 		return nil, err
 	}
 	defer d.Close()
-	image, err := signDisk(ctx, d, signer, o)
+	images, err := signDisk(ctx, d, signer, o)
 	if err != nil {
 		return nil, fmt.Errorf("sign %s: %w", path, err)
 	}
-	a.reportSigned(f, signer, image)
+	a.reportSigned(f, signer, images)
 	if err := f.writeVariables(o.SecureBoot, store); err != nil {
 		return nil, err
 	}
@@ -129,7 +131,7 @@ func (a *app) sign(ctx context.Context, f *signFlags, path string) (*measure.Doc
 }
 
 // reportSigned says to people what was done.
-func (a *app) reportSigned(f *signFlags, signer *efi.Signer, image *signedImage) {
+func (a *app) reportSigned(f *signFlags, signer *efi.Signer, images []signedImage) {
 	if a.quiet {
 		return
 	}
@@ -137,11 +139,13 @@ func (a *app) reportSigned(f *signFlags, signer *efi.Signer, image *signedImage)
 		fmt.Fprintf(a.stderr, "made a Secure Boot identity in %s: keep it, and keep its keys secret; PCR 7 stays the same as long as it is used\n", f.createKeys)
 	}
 	subject := signer.Certificate().Subject
-	if image.already {
-		fmt.Fprintf(a.stderr, "%s was already signed by %q and is left as it is\n", image.path, subject)
-		return
+	for _, image := range images {
+		if image.already {
+			fmt.Fprintf(a.stderr, "%s was already signed by %q and is left as it is\n", image.path, subject)
+		} else {
+			fmt.Fprintf(a.stderr, "signed %s by %q (%s)\n", image.path, subject, formatBytes(image.size))
+		}
 	}
-	fmt.Fprintf(a.stderr, "signed %s by %q (%s)\n", image.path, subject, formatBytes(image.size))
 }
 
 // signer opens key and certificate, and makes the identity that --create-keys
@@ -243,82 +247,93 @@ func (f *signFlags) writeVariables(s measure.SecureBoot, store []byte) error {
 	return nil
 }
 
-// signedImage says what was signed.
+// signedImage is an image of the boot chain, with its signature.
 type signedImage struct {
 	path    string // on the EFI system partition
-	size    int64  // bytes, with the signature
-	already bool   // nothing had to be done
+	content io.ReaderAt
+	size    int64 // bytes, with the signature
+	already bool  // nothing had to be done
 }
 
-// signDisk signs the unified kernel image that firmware starts from a disk. It
-// changes nothing unless the result will boot with the variables.
-func signDisk(ctx context.Context, d *disk.Disk, signer *efi.Signer, o measure.Options) (*signedImage, error) {
-	boot, err := measure.FindBootFile(d, o.Arch)
+// signDisk signs what firmware and a boot loader load from a disk, in the order
+// in which they do. It changes nothing unless all of it will run with the
+// variables.
+func signDisk(ctx context.Context, d *disk.Disk, signer *efi.Signer, o measure.Options) ([]signedImage, error) {
+	chain, err := measure.FindBootChain(ctx, d, o.Arch)
 	if err != nil {
 		return nil, err
 	}
-	image, err := efi.ParseImage(boot.File, boot.File.Size())
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", boot.Path, err)
+	if last := chain.Files[len(chain.Files)-1]; last.Stub == 0 {
+		return nil, fmt.Errorf("%s is started with an initrd and options that no signature covers: make a unified kernel image of it", last.Path)
 	}
-	if err := checkUKI(boot.Path, image); err != nil {
-		return nil, err
-	}
-	result := &signedImage{path: boot.Path, size: boot.File.Size()}
-	if result.already, err = image.SignedBy(signer.Certificate()); err != nil {
-		return nil, fmt.Errorf("%s: %w", boot.Path, err)
-	}
-	var content io.ReaderAt = boot.File
-	if !result.already {
-		signed, err := signer.Sign(image)
+	images := make([]signedImage, 0, len(chain.Files))
+	files := make([]measure.EFIFile, 0, len(chain.Files))
+	for _, f := range chain.Files {
+		image, err := signFile(f, signer)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", boot.Path, err)
+			return nil, fmt.Errorf("%s: %w", f.Path, err)
 		}
-		content, result.size = signed, signed.Size()
+		images = append(images, *image)
+		files = append(files, measure.EFIFile{Path: f.Path, R: image.content, Size: image.size})
 	}
-	check := measure.Options{PCRs: []int{7}, SecureBoot: o.SecureBoot}
-	if _, err := measure.Files(ctx, []measure.EFIFile{{Path: boot.Path, R: content, Size: result.size}}, check); err != nil {
+	if _, err := measure.Files(ctx, files, measure.Options{PCRs: []int{7}, SecureBoot: o.SecureBoot}); err != nil {
 		return nil, fmt.Errorf("nothing was changed: %w", err)
 	}
-	if result.already {
-		return result, nil
+	// The largest comes first: where it has room, so have the others after it.
+	bySize := slices.Clone(images)
+	slices.SortStableFunc(bySize, func(a, b signedImage) int { return cmp.Compare(b.size, a.size) })
+	for _, image := range bySize {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if image.already {
+			continue
+		}
+		if err := d.ReplaceFile(chain.ESP, image.path, io.NewSectionReader(image.content, 0, image.size), image.size); err != nil {
+			return nil, err
+		}
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if err := d.ReplaceFile(boot.ESP, boot.Path, io.NewSectionReader(content, 0, result.size), result.size); err != nil {
-		return nil, err
-	}
-	return result, checkOnDisk(d, o.Arch, signer)
+	return images, checkOnDisk(ctx, d, o.Arch, signer)
 }
 
-// checkUKI refuses what would not be the whole of the boot chain: a signature of
-// a boot loader says nothing about what it loads.
-func checkUKI(path string, image *efi.Image) error {
-	_, hasKernel := image.Section(".linux")
-	_, hasStub, err := image.StubVersion()
+// signFile signs one image, unless the signer did before.
+func signFile(f measure.BootFile, signer *efi.Signer) (*signedImage, error) {
+	image, err := efi.ParseImage(f.File, f.File.Size())
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return nil, err
 	}
-	if !hasKernel || !hasStub {
-		return fmt.Errorf("%s, which firmware starts, is not a unified kernel image: it has no .linux section with a systemd-stub before it", path)
+	already, err := image.SignedBy(signer.Certificate())
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	if already {
+		return &signedImage{f.Path, f.File, f.File.Size(), true}, nil
+	}
+	signed, err := signer.Sign(image)
+	if err != nil {
+		return nil, err
+	}
+	return &signedImage{f.Path, signed, signed.Size(), false}, nil
 }
 
 // checkOnDisk reads back what was written.
-func checkOnDisk(d *disk.Disk, arch string, signer *efi.Signer) error {
-	boot, err := measure.FindBootFile(d, arch)
+func checkOnDisk(ctx context.Context, d *disk.Disk, arch string, signer *efi.Signer) error {
+	chain, err := measure.FindBootChain(ctx, d, arch)
 	if err != nil {
 		return err
 	}
-	image, err := efi.ParseImage(boot.File, boot.File.Size())
-	if err != nil {
-		return fmt.Errorf("%s: %w", boot.Path, err)
+	for _, f := range chain.Files {
+		intact := false
+		image, err := efi.ParseImage(f.File, f.File.Size())
+		if err == nil {
+			intact, err = image.SignedBy(signer.Certificate())
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.Path, err)
+		}
+		if !intact {
+			return fmt.Errorf("%s reads back otherwise than it was written: the disk or the file system below it is failing", f.Path)
+		}
 	}
-	intact, err := image.SignedBy(signer.Certificate())
-	if err == nil && !intact {
-		err = errors.New("what was written reads back otherwise: the disk or the file system below it is failing")
-	}
-	return err
+	return nil
 }

@@ -447,7 +447,7 @@ func TestSignRefuses(t *testing.T) {
 		{"db without PK", disk257, []string{"--key", keyFile, "--cert", certFile, "--db", esl("db")}, 2, "give --PK too"},
 		{"no such disk", "/nonexistent.raw", []string{"--key", keyFile, "--cert", certFile}, 1, "/nonexistent.raw: no such file"},
 		{"no disk", certFile, []string{"--key", keyFile, "--cert", certFile}, 1, "there is no GUID partition table"},
-		{"no UKI", noUKI, []string{"--key", keyFile, "--cert", certFile}, 1, bootPath + ", which firmware starts, is not a unified kernel image"},
+		{"no UKI", noUKI, []string{"--key", keyFile, "--cert", certFile}, 1, bootPath + ", which firmware starts, is neither a unified kernel image (a .linux section with a systemd-stub before it) nor systemd-boot"},
 		{"no room", full, []string{"--key", keyFile, "--cert", certFile}, 1, "make the partition larger (KIWI: efipartsize)"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
