@@ -448,3 +448,30 @@ func TestDebianTemplate(t *testing.T) {
 		t.Errorf("audited %+v", r.Audited)
 	}
 }
+
+// TestWeakImage spoils an image in many ways at once: no finding hides another.
+func TestWeakImage(t *testing.T) {
+	f := newFixture()
+	all(
+		unit("ssh.service", true, service), file("usr/sbin/sshd", ""),
+		unit("getty@.service", false, service), file("etc/systemd/system/getty.target.wants/getty@tty1.service", "-> /usr/lib/systemd/system/getty@.service"),
+		file("etc/shadow", "root:$y$j9T$abc$def:20000::::::\n"),
+		file("root/.ssh/authorized_keys", "ssh-ed25519 AAAA me\n"),
+		file("etc/fstab", "LABEL=data /data ext4 defaults 0 2\n"), part("data", seed("ext4-extents")),
+		replace("panic-on-corruption", "ignore-corruption"),
+		unit("cloud-init.service", true, service), unit("amazon-ssm-agent.service", true, service),
+		arg("systemd.debug_shell console=ttyS0"),
+	)(f)
+	r := f.audit(t)
+	for _, id := range []string{
+		"sshd-enabled", "getty-enabled", "password-set", "authorized-keys", "writable-partition", "unverified-partition",
+		"verity-ignores-corruption", "cloud-init-enabled", "ssm-agent-enabled", "debug-shell-enabled", "serial-console",
+	} {
+		if !slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.ID == id }) {
+			t.Errorf("%s is not found:\n%s", id, ids(r))
+		}
+	}
+	if r.Findings[0].Severity != Critical {
+		t.Errorf("the first finding is %+v", r.Findings[0])
+	}
+}

@@ -60,7 +60,7 @@ func TestFilesystemsRefuse(t *testing.T) {
 		{"ext4-extents", "groups", setBytes(1024+0x28, 0, 0, 0, 0), "its groups have no inodes"},
 	} {
 		t.Run(c.image+" "+c.name, func(t *testing.T) {
-			b := c.change(bytes.Clone(seeds(t, c.image + ".img")[c.image]))
+			b := c.change(bytes.Clone(seeds(t, c.image+".img")[c.image]))
 			_, err := OpenFilesystem(bytes.NewReader(b), int64(len(b)))
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %s", err, c.want)
@@ -90,7 +90,7 @@ func TestHostileDirectories(t *testing.T) {
 		{"ext4-extents", "many", swap("file-10", "file/10"), `"file/10" is no file name`},
 		{"ext4-inline", ".", swap("empty", "em/ty"), `"em/ty" is no file name`},
 	} {
-		b := c.change(bytes.Clone(seeds(t, c.image + ".img")[c.image]))
+		b := c.change(bytes.Clone(seeds(t, c.image+".img")[c.image]))
 		f, err := OpenFilesystem(bytes.NewReader(b), int64(len(b)))
 		if err != nil {
 			t.Errorf("%s: %v", c.image, err)
