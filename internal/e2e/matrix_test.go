@@ -140,6 +140,12 @@ func bootsAsPredicted(t *testing.T, disk string, flags ...string) {
 	}
 }
 
+// refusesToPredict demands that a disk is refused for a reason, and not booted.
+func refusesToPredict(t *testing.T, disk, reason string) {
+	t.Helper()
+	run(t, nil, command(t), "boot", disk).refuses(t, reason)
+}
+
 // always are the boots of the matrix that every run of the tests makes.
 var always = map[string]bool{
 	"x86_64/stub 252/through systemd-boot": true,
@@ -189,6 +195,11 @@ func TestBootMatrix(t *testing.T) {
 				for _, shape := range shapes {
 					if wanted(shape) {
 						t.Run(shape, func(t *testing.T) {
+							if g.name == "aarch64" && stub.version == "252" {
+								// Its programs do not say what they are.
+								refusesToPredict(t, bootDisk(t, disks[shape].files), "what it loads next cannot be told")
+								return
+							}
 							bootsAsPredicted(t, bootDisk(t, disks[shape].files), "--pcr", disks[shape].pcrs)
 						})
 					}
