@@ -20,6 +20,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // The types of the two predicates that every artifact has.
@@ -82,11 +84,14 @@ func isObject(data []byte) bool {
 	return json.Valid(data) && bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{"))
 }
 
-// parseStatement reads the payload of an envelope. The signature was checked
-// before, but who signed may still be anybody.
+// parseStatement reads the payload of an envelope, whose signature is checked
+// later: anybody may have written it.
 func parseStatement(payload []byte) (*Statement, error) {
 	s := new(Statement)
 	if err := json.Unmarshal(payload, s); err != nil {
+		return nil, fmt.Errorf("read the in-toto statement: %w", err)
+	}
+	if err := strictjson.Check(payload); err != nil {
 		return nil, fmt.Errorf("read the in-toto statement: %w", err)
 	}
 	switch {

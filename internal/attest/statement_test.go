@@ -105,6 +105,9 @@ func TestParseStatement(t *testing.T) {
 		`{"_type":"https://in-toto.io/Statement/v1","subject":[],"predicate":{}}`:      "it has no subject",
 		`{"_type":"https://in-toto.io/Statement/v1",` + subject + `}`:                  "its predicate is not a JSON object",
 		`{"_type":"https://in-toto.io/Statement/v1",` + subject + `,"predicate":null}`: "its predicate is not a JSON object",
+		// Go would join the two subjects to one.
+		`{"_type":"https://in-toto.io/Statement/v1",` + subject + `,"subject":[{"name":"y"}],"predicate":{}}`: `member "subject" stands twice in one object`,
+		`{"_type":"https://in-toto.io/Statement/v1",` + subject + `,"predicate":{"PCR4":"aa","PCR4":"ab"}}`:   `member "PCR4" stands twice in one object`,
 	} {
 		if _, err := parseStatement([]byte(payload)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want one about %q", payload, err, want)
@@ -200,8 +203,11 @@ func TestCompareMeasurements(t *testing.T) {
 		"in a list":       {strings.Replace(attested, `{"PCR":7}`, `{"PCR":8}`, 1), `Events[1].PCR is 8 where 7 is attested`},
 		"object for text": {strings.Replace(attested, `"aa"`, `{"a":"a"}`, 1), `Measurements.PCR4 is {"a":"a"} where "aa" is attested`},
 		"text for object": {`"x"`, `the document is "x" where `},
-		"no JSON":         {`{`, `unexpected EOF`},
-		"something after": {attested + `{}`, `something follows the JSON value`},
+		"no JSON":         {`{`, `unexpected end of JSON input`},
+		"something after": {attested + `{}`, `after top-level value`},
+		"a brace after":   {attested + `}`, `after top-level value`},
+		// What readers take that go by the first of two members.
+		"a value twice": {strings.Replace(attested, `"PCR4"`, `"PCR4":"ee","PCR4"`, 1), `member "PCR4" stands twice in one object`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, err := CompareMeasurements([]byte(attested), []byte(tc.inside))

@@ -1,12 +1,14 @@
 package attest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // Source is a place that may hold bundles.
@@ -207,14 +209,12 @@ func CompareMeasurements(attested, inside []byte) (Check, error) {
 
 // decode decodes one JSON value without losing a number's digits.
 func decode(data []byte) (any, error) {
-	decoder := json.NewDecoder(strings.NewReader(string(data)))
-	decoder.UseNumber()
-	var value any
-	if err := decoder.Decode(&value); err != nil {
+	if err := strictjson.Check(data); err != nil {
 		return nil, err
 	}
-	if decoder.More() {
-		return nil, errors.New("something follows the JSON value")
-	}
-	return value, nil
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.UseNumber()
+	var value any
+	err := decoder.Decode(&value)
+	return value, err
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // SchemaVersion is the version of the document's form. It grows when a reader
@@ -127,7 +129,7 @@ func ParseDocument(b []byte) (*Document, error) {
 	if err := json.Unmarshal(b, &d); err != nil {
 		return nil, fmt.Errorf("read measurements: %w", err)
 	}
-	if err := checkMembers(json.NewDecoder(bytes.NewReader(b))); err != nil {
+	if err := strictjson.Check(b); err != nil {
 		return nil, fmt.Errorf("read measurements: %w", err)
 	}
 	switch {
@@ -145,38 +147,6 @@ func ParseDocument(b []byte) (*Document, error) {
 		d.Disk.SHA256 = strings.ToLower(d.Disk.SHA256)
 	}
 	return &d, nil
-}
-
-// checkMembers refuses an object with two members of one name, or of names that
-// differ in case alone: readers disagree about which of them counts.
-func checkMembers(d *json.Decoder) error {
-	token, err := d.Token()
-	if err != nil {
-		return err
-	}
-	delim, ok := token.(json.Delim)
-	if !ok {
-		return nil
-	}
-	seen := map[string]bool{}
-	for d.More() {
-		if delim == '{' {
-			token, err := d.Token()
-			if err != nil {
-				return err
-			}
-			name := strings.ToLower(strings.ToUpper(fmt.Sprint(token)))
-			if seen[name] {
-				return fmt.Errorf("member %q stands twice in one object", token)
-			}
-			seen[name] = true
-		}
-		if err := checkMembers(d); err != nil {
-			return err
-		}
-	}
-	_, err = d.Token()
-	return err
 }
 
 // Marshal is the document as measurements.json: indented JSON and a newline.
