@@ -69,6 +69,7 @@ func enroll(s measure.SecureBoot, store []byte) ([]byte, error) {
 	}
 	if s.Enabled() {
 		variables[4].data = []byte{1}
+		formatBlank(content)
 	}
 	for _, v := range variables {
 		if len(v.data) == 0 {
