@@ -223,3 +223,42 @@ func TestActionSignRefuses(t *testing.T) {
 		})
 	}
 }
+
+// TestSignedBoots signs disks and boots them under Secure Boot, through
+// systemd-boot and on the other architecture: every PCR is as predicted, and
+// PCR 7 is that of the identity.
+func TestSignedBoots(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: booting signed disks is slow")
+	}
+	binary := command(t)
+	keys := filepath.Join(t.TempDir(), "keys")
+	var flags []string
+	for _, v := range []string{"PK", "KEK", "db"} {
+		flags = append(flags, "--"+v, filepath.Join(keys, v+".esl"))
+	}
+	const suite = "trixie"
+	for _, g := range guests {
+		t.Run(g.name, func(t *testing.T) {
+			loader := testenv.DebianFile(t, suite, g.debian, "systemd-boot-efi", "usr/lib/systemd/boot/efi/systemd-boot"+g.efi+".efi")
+			disk := bootDisk(t, map[string][]byte{g.boot: loader, "EFI/Linux/signed.efi": g.uki(t, suite), "loader/loader.conf": []byte("timeout 0\n")})
+			signed := run(t, nil, binary, "sign", "--create-keys", keys, disk)
+			signed.accepts(t)
+			for _, path := range []string{g.boot, "EFI/Linux/signed.efi"} {
+				if !strings.Contains(signed.output, "signed "+path+" by") {
+					t.Errorf("%s was not signed:\n%s", path, signed.output)
+				}
+			}
+			bootsAsPredicted(t, disk, append([]string{"--pcr", "4,5,7,9,11,12,13"}, flags...)...)
+		})
+	}
+	t.Run("type 1 entry", func(t *testing.T) {
+		g := guests[0]
+		loader := testenv.DebianFile(t, suite, g.debian, "systemd-boot-efi", "usr/lib/systemd/boot/efi/systemd-boot"+g.efi+".efi")
+		disk := bootDisk(t, map[string][]byte{
+			g.boot: loader, "vmlinuz": g.kernel(t), "initrd.img": []byte("070701 no archive either\n"),
+			"loader/entries/one.conf": []byte("linux /vmlinuz\ninitrd /initrd.img\n"),
+		})
+		run(t, nil, binary, "sign", "--create-keys", keys, disk).refuses(t, "vmlinuz is started with an initrd and options that no signature covers")
+	})
+}
