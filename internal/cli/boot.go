@@ -199,7 +199,7 @@ func describeEvent(e bootEvent) string {
 	if e.Description == "" {
 		return e.Type
 	}
-	return e.Description
+	return printable(e.Description)
 }
 
 // short is the beginning of a digest in hex, "-" for none.

@@ -16,23 +16,33 @@ import (
 
 func newInspectCommand(a *app) *cobra.Command {
 	var predict predictFlags
-	var format string
+	var format, failOn string
 	cmd := &cobra.Command{
 		Use:   "inspect DISK",
-		Short: "Show what is on a disk and which of its bytes a PCR covers",
+		Short: "Show what is on a disk, what a PCR covers, and what is open",
 		Long: `Show the partitions and the boot chain of a raw disk, and for every byte of it
 which PCR covers it: the unified kernel image by PCR 4, over the root hash inside
 it each block of the root file system, whose hash tree is recomputed. What nothing
 covers is listed with what it could do.
 
+Then the doors that the image leaves open, read from its root file system, its
+initrd and its kernel command line: remote access, consoles, passwords, writable
+partitions, verity that does not stop the machine. Each finding has a severity
+(critical, high, medium, low, info), says why it matters, and how to close it.
+
 Nothing is mounted, and nothing is written. Exit status 1 says that a block is not
-what the root hash says.`,
+what the root hash says, or that a finding is as severe as --fail-on.`,
 		Example: `  attestable-image inspect image.raw
-  attestable-image inspect --format json image.raw`,
+  attestable-image inspect --fail-on medium image.raw
+  attestable-image inspect --format sarif image.raw > findings.sarif`,
 		Args: oneArg("the raw disk to inspect"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if format != "table" && format != "json" {
-				return usagef("--format: there is no format %q: give table or json", format)
+			if format != "table" && format != "json" && format != "sarif" {
+				return usagef("--format: there is no format %q: give table, json or sarif", format)
+			}
+			limit, err := failOnSeverity(failOn)
+			if err != nil {
+				return err
 			}
 			o, err := predict.options()
 			if err != nil {
@@ -42,24 +52,34 @@ what the root hash says.`,
 			if err != nil {
 				return err
 			}
-			if format == "json" {
-				out, err := json.MarshalIndent(inspection, "", "  ")
-				if err != nil {
-					return fmt.Errorf("write the inspection: %w", err)
-				}
-				fmt.Fprintf(a.stdout, "%s\n", out)
-			} else {
-				inspection.print(a.stdout)
+			if err := inspection.write(a.stdout, format); err != nil {
+				return err
 			}
 			if v := inspection.Coverage.Verity; v != nil && !v.Holds {
+				return errDoesNotVerify
+			}
+			if limit != nil && len(inspection.Audit.AtLeast(*limit)) > 0 {
 				return errDoesNotVerify
 			}
 			return nil
 		},
 	}
 	predict.add(cmd)
-	cmd.Flags().StringVar(&format, "format", "table", "table for people, or json for programs")
+	cmd.Flags().StringVar(&format, "format", "table", "table for people, json for programs, or sarif for GitHub's code scanning")
+	cmd.Flags().StringVar(&failOn, "fail-on", "", "fail when a finding has this `SEVERITY` or a higher one")
 	return cmd
+}
+
+// failOnSeverity reads --fail-on; nil means that no finding fails the command.
+func failOnSeverity(name string) (*audit.Severity, error) {
+	if name == "" {
+		return nil, nil
+	}
+	severity, err := audit.ParseSeverity(name)
+	if err != nil {
+		return nil, usagef("--fail-on: %w", err)
+	}
+	return &severity, nil
 }
 
 // inspection is all that inspect shows.
@@ -67,6 +87,7 @@ type inspection struct {
 	Measurements *measure.Document
 	Partitions   []inspectedPartition
 	Coverage     *audit.Coverage
+	Audit        *audit.Report
 }
 
 type inspectedPartition struct {
@@ -96,15 +117,52 @@ func inspectDisk(ctx context.Context, path string, o measure.Options) (*inspecti
 			part.Number, part.Type.String(), part.GUID.String(), part.Name, part.Offset, part.Size,
 		})
 	}
-	i.Coverage, err = audit.MeasureCoverage(ctx, d, p.Images[0].Path)
+	if i.Coverage, err = audit.MeasureCoverage(ctx, d, lastImage(p)); err != nil {
+		return nil, err
+	}
+	i.Audit, err = audit.Disk(ctx, d, audit.Options{SecureBoot: o.SecureBoot.Enabled()})
 	return i, err
+}
+
+// lastImage is the path of the unified kernel image: the last of the boot chain
+// that is a file.
+func lastImage(p *measure.Prediction) string {
+	path := ""
+	for _, image := range p.Images {
+		if !strings.Contains(image.Path, "#") {
+			path = image.Path
+		}
+	}
+	return path
+}
+
+func (i *inspection) write(w io.Writer, format string) error {
+	switch format {
+	case "json":
+		out, err := json.MarshalIndent(i, "", "  ")
+		if err != nil {
+			return fmt.Errorf("write the inspection: %w", err)
+		}
+		_, err = fmt.Fprintf(w, "%s\n", out)
+		return err
+	case "sarif":
+		out, err := i.Audit.SARIF()
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(out)
+		return err
+	}
+	i.print(w)
+	fmt.Fprintln(w, "\nFindings")
+	return i.Audit.WriteTable(w)
 }
 
 func (i *inspection) print(w io.Writer) {
 	printMeasurements(w, i.Measurements)
 	fmt.Fprintln(w, "\nPartitions")
 	for _, p := range i.Partitions {
-		fmt.Fprintf(w, "  %-3d %10s  %-20s %s\n", p.Number, formatBytes(p.Size), p.Name, p.Type)
+		fmt.Fprintf(w, "  %-3d %10s  %-20s %s\n", p.Number, formatBytes(p.Size), printable(p.Name), p.Type)
 	}
 	fmt.Fprintln(w, "\nCoverage")
 	for _, r := range mergeRegions(i.Coverage.Regions) {
@@ -112,9 +170,9 @@ func (i *inspection) print(w io.Writer) {
 		if r.PCR != audit.NoPCR {
 			covered = fmt.Sprintf("PCR%-2d", r.PCR)
 		}
-		fmt.Fprintf(w, "  %s %10s  %s\n", covered, formatBytes(r.Length), r.What)
+		fmt.Fprintf(w, "  %s %10s  %s\n", covered, formatBytes(r.Length), printable(r.What))
 		if r.PCR == audit.NoPCR {
-			for line := range strings.Lines(wrap(r.Why, 56)) {
+			for line := range strings.Lines(wrap(printable(r.Why), 56)) {
 				fmt.Fprintf(w, "%20s%s\n", "", strings.TrimSpace(line))
 			}
 		}
@@ -130,7 +188,7 @@ func printVerity(w io.Writer, v *audit.VerityCoverage) {
 		fmt.Fprintln(w, "  the kernel command line names no root hash: NO PCR covers the root file system")
 		return
 	}
-	fmt.Fprintf(w, "  partition %d: %s\n  root hash %s\n", v.Partition, v.Description, v.RootHash)
+	fmt.Fprintf(w, "  partition %d: %s\n  root hash %s\n", v.Partition, printable(v.Description), printable(v.RootHash))
 	if v.Holds {
 		fmt.Fprintln(w, "  every block is as the root hash says")
 		return

@@ -324,10 +324,10 @@ func printMeasurements(w io.Writer, doc *measure.Document) {
 		if image.StubVersion > 0 {
 			stub = fmt.Sprintf(", systemd-stub %d", image.StubVersion)
 		}
-		fmt.Fprintf(w, "  %s (%s%s)\n", image.Path, formatBytes(image.Size), stub)
+		fmt.Fprintf(w, "  %s (%s%s)\n", printable(image.Path), formatBytes(image.Size), stub)
 	}
 	for _, authority := range doc.SecureBoot.Authorities {
-		fmt.Fprintf(w, "  allowed by db: %s %s\n", authority.Type, authority.Subject)
+		fmt.Fprintf(w, "  allowed by db: %s %s\n", authority.Type, printable(authority.Subject))
 	}
 	if doc.Disk != nil {
 		fmt.Fprintf(w, "\nDisk   %d bytes\nSHA256 %s\n", doc.Disk.Size, doc.Disk.SHA256)

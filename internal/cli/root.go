@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -77,7 +78,7 @@ func run(ctx context.Context, a *app, args []string) int {
 	}
 	var usage usageError
 	if !ran || errors.As(err, &usage) {
-		fmt.Fprintf(a.stderr, "Error: %v\nSee '%s --help'.\n", err, cmd.CommandPath())
+		fmt.Fprintf(a.stderr, "Error: %s\nSee '%s --help'.\n", sentence(err), cmd.CommandPath())
 		return exitUsage
 	}
 	a.reportError(err)
@@ -86,8 +87,14 @@ func run(ctx context.Context, a *app, args []string) int {
 
 // reportError prints a failure where a person or a runner looks for it.
 func (a *app) reportError(err error) {
-	fmt.Fprintf(a.stderr, "Error: %v\n", err)
-	gha.Error(a.stderr, "attestable-image", err.Error())
+	fmt.Fprintf(a.stderr, "Error: %s\n", sentence(err))
+	gha.Error(a.stderr, "attestable-image", sentence(err))
+}
+
+// sentence is an error on one line, fit to print: names on a disk and words of
+// a server may be part of it.
+func sentence(err error) string {
+	return printable(strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; "))
 }
 
 func newRootCommand(a *app) *cobra.Command {

@@ -13,11 +13,15 @@ import (
 
 	"github.com/org/attestable-image-action/internal/artifact"
 	"github.com/org/attestable-image-action/internal/attest"
+	"github.com/org/attestable-image-action/internal/gha"
 )
 
 // width is how many columns a line of the result may have: those of the
 // terminal, or of COLUMNS; 0 where lines may be of any length.
 func (a *app) width() int {
+	if gha.Enabled() {
+		return 0 // and no word is broken, whatever COLUMNS says
+	}
 	if f, ok := a.stdout.(*os.File); ok {
 		if columns, _, err := term.GetSize(int(f.Fd())); err == nil && columns > 0 {
 			return columns
@@ -116,10 +120,12 @@ func wrapped(out *strings.Builder, prefix, text string, width int) {
 	}
 }
 
-// printable shows text from outside on one line of a terminal, without what
-// would move its cursor.
+// printable shows text from outside on one line, without what would move a
+// terminal's cursor or what the Actions runner takes for a command: it obeys
+// "##[name]" anywhere in a line, and "::name::" at the beginning of one, which
+// every word may become where lines are broken.
 func printable(text string) string {
-	return strings.Map(func(r rune) rune {
+	text = strings.Map(func(r rune) rune {
 		switch {
 		case r == '\n' || r == '\t' || r == '\r':
 			return ' '
@@ -128,4 +134,9 @@ func printable(text string) string {
 		}
 		return r
 	}, text)
+	text = strings.NewReplacer("##[", "## [", " ::", " : :").Replace(text)
+	if rest, ok := strings.CutPrefix(text, "::"); ok {
+		return ": :" + rest
+	}
+	return text
 }

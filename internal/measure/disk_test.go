@@ -96,6 +96,22 @@ func overwrite(t *testing.T, disk string, offset int64, content []byte) {
 	}
 }
 
+// rename changes a part of a file's long name into what no program would write.
+func rename(t *testing.T, disk, from, to string) {
+	t.Helper()
+	content, err := os.ReadFile(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, _ := bytes.CutSuffix(encodeUTF16(from), []byte{0, 0})
+	renamed, _ := bytes.CutSuffix(encodeUTF16(to), []byte{0, 0})
+	at := bytes.Index(content, old)
+	if at < 0 || len(old) != len(renamed) {
+		t.Fatalf("no name with %q on the disk, or %q is longer", from, to)
+	}
+	overwrite(t, disk, int64(at), renamed)
+}
+
 // TestDiskRefuses has disks that no prediction may be made for: each error is
 // one sentence that names the disk and the file that is the reason.
 func TestDiskRefuses(t *testing.T) {
@@ -143,7 +159,12 @@ func TestDiskRefuses(t *testing.T) {
 			add("loader/credentials/README.txt", "x")(t, d)
 			add("startup.nsh", "x")(t, d)
 		}},
-		"systemd-boot":        {edit: replace(loader), want: "PCR 4 cannot be predicted: EFI/BOOT/BOOTX64.EFI is systemd-boot 257, and the EFI system partition has no boot entry for it"},
+		"systemd-boot": {edit: replace(loader), want: "PCR 4 cannot be predicted: EFI/BOOT/BOOTX64.EFI is systemd-boot 257, and the EFI system partition has no boot entry for it"},
+		"systemd-boot, a name that gives the runner commands": {edit: func(t *testing.T, d string) {
+			write(t, d, bootX64, loader)
+			write(t, d, "EFI/Linux/AAA-a-long-name.efi", []byte("text"))
+			rename(t, d, "AAA", "\n::")
+		}, want: `"EFI/Linux/\n::-a-long-name.efi": read PE image: `},
 		"systemd-boot, PCR 5": {edit: replace(loader), o: Options{PCRs: []int{5}}, want: "PCR 5 cannot be predicted: EFI/BOOT/BOOTX64.EFI is systemd-boot 257"},
 		"systemd-boot, PCR 7": {edit: replace(loader), o: Options{PCRs: []int{7}}, want: "PCR 7 cannot be predicted: EFI/BOOT/BOOTX64.EFI is systemd-boot 257"},
 		"hostile loader":      {edit: replace(hostile), want: `EFI/BOOT/BOOTX64.EFI is the boot loader "\x1b[2J\n::error::boo", and`},

@@ -84,11 +84,12 @@ func (p *prediction) throughLoader(ctx context.Context, loaderPath string, loade
 	if err != nil {
 		return fmt.Errorf("%s of boot entry %s: %w", plain(entry.image), plain(entry.id), err)
 	}
+	shown := plain(entry.image)
 	image, err := efi.ParseImage(file, file.Size())
 	if err != nil {
-		return fmt.Errorf("%s: %w", entry.image, err)
+		return fmt.Errorf("%s: %w", shown, err)
 	}
-	if err := p.checkArchitecture(entry.image, image); err != nil {
+	if err := p.checkArchitecture(shown, image); err != nil {
 		return err
 	}
 	if !entry.unified {
@@ -103,11 +104,11 @@ func (p *prediction) throughLoader(ctx context.Context, loaderPath string, loade
 	if _, ok := image.Section(".cmdline"); ok && version <= 254 {
 		options, err := loadOptions(image)
 		if err != nil {
-			return refuse("%s: %v", entry.image, err)
+			return refuse("%s: %v", shown, err)
 		}
 		passed = string(options)
 	}
-	return p.load(ctx, entry.image, image, true, []byte(passed))
+	return p.load(ctx, shown, image, true, []byte(passed))
 }
 
 // readDir lists a directory of the ESP; one that is not there is empty.

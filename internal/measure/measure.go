@@ -168,7 +168,7 @@ func outsideFiles(fat *disk.FAT, uki string) ([]outsideFile, error) {
 			if e.IsDir {
 				continue
 			}
-			file := outsideFile{path: dir + "/" + plain(e.Name)}
+			file := outsideFile{path: plain(dir + "/" + e.Name)}
 			switch name := strings.ToLower(e.Name); {
 			case strings.HasSuffix(name, ".cred"):
 				file.pcrs, file.why = []int{9, 12}, "a credential, which systemd-stub hands to the system"
