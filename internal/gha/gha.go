@@ -7,6 +7,7 @@
 package gha
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -63,7 +64,8 @@ func AddSummary(markdown string) error {
 }
 
 // Group folds what is printed to w until end is called, on Actions; elsewhere
-// the title is a line of its own.
+// the title is a line of its own. It is for the output of other programs: the
+// runner takes nothing in it for a command, also none of this package's.
 func Group(w io.Writer, title string) (end func()) {
 	if !Enabled() {
 		fmt.Fprintln(w, title)
@@ -72,7 +74,12 @@ func Group(w io.Writer, title string) (end func()) {
 	// A log that cannot be written is no reason to stop, so nothing is
 	// reported here or below.
 	command(w, func(a *githubactions.Action) { a.Group(title) })
-	return func() { command(w, func(a *githubactions.Action) { a.EndGroup() }) }
+	resume := strings.ToLower(rand.Text()) // nobody else can know it
+	fmt.Fprintf(w, "::stop-commands::%s\n", resume)
+	return func() {
+		fmt.Fprintf(w, "::%s::\n", resume)
+		command(w, func(a *githubactions.Action) { a.EndGroup() })
+	}
 }
 
 // Error prints an annotation that shows on the run's page as an error. It does

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -84,17 +86,34 @@ func TestBadOutputs(t *testing.T) {
 func TestCommands(t *testing.T) {
 	step(t)
 	var w bytes.Buffer
-	end := Group(&w, "KIWI\nlog")
 	Error(&w, "attestable-image: a,b", "50%\nsecond ::line")
 	Warning(&w, "title", "message")
 	AddMask(&w, "one\n\ntwo\n")
-	end()
-	want := "::group::KIWI%0Alog\n" +
-		"::error title=attestable-image%3A a%2Cb::50%25%0Asecond ::line\n" +
+	want := "::error title=attestable-image%3A a%2Cb::50%25%0Asecond ::line\n" +
 		"::warning title=title::message\n" +
-		"::add-mask::one\n::add-mask::two\n::endgroup::\n"
+		"::add-mask::one\n::add-mask::two\n"
 	if w.String() != want {
 		t.Errorf("got  %q\nwant %q", w.String(), want)
+	}
+}
+
+// TestGroup holds that a program in a group cannot give the runner commands: it
+// does not know the word that ends the silence.
+func TestGroup(t *testing.T) {
+	step(t)
+	words := map[string]bool{}
+	for range 2 {
+		var w bytes.Buffer
+		end := Group(&w, "KIWI\nlog")
+		fmt.Fprintln(&w, "::set-output name=image-path::/evil")
+		end()
+		form := regexp.MustCompile(`^::group::KIWI%0Alog\n::stop-commands::([a-z0-9]{26})\n::set-output name=image-path::/evil\n::([a-z0-9]{26})::\n::endgroup::\n$`)
+		m := form.FindStringSubmatch(w.String())
+		if m == nil || m[1] != m[2] || words[m[1]] {
+			t.Errorf("printed %q", w.String())
+			continue
+		}
+		words[m[1]] = true
 	}
 }
 
