@@ -7,13 +7,13 @@ func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newBuildCommand(a),
 		newMeasureCommand(a),
+		newInspectCommand(a),
 		newSignCommand(a),
+		newBootCommand(a),
 		newPushCommand(a),
 		newPullCommand(a),
 		newAttestCommand(a),
 		newVerifyCommand(a),
-		newInspectCommand(a),
-		newBootCommand(a),
 		newStepSummaryCommand(a),
 	}
 }

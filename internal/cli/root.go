@@ -123,6 +123,7 @@ line is wrong.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SuggestionsMinimumDistance = 2
+	cobra.EnableCommandSorting = false // the chain's order says more
 	root.PersistentFlags().BoolVarP(&a.quiet, "quiet", "q", false, "no progress, only the result and errors")
 	root.AddCommand(commands(a)...)
 	return root
