@@ -1,6 +1,6 @@
 // Package efi reads the formats of UEFI that a measured boot depends on: PE32+
 // images and their Authenticode digests, the sections of a unified kernel
-// image, signature lists, variables, and the TCG event log.
+// image, signature lists, and variables.
 //
 // It follows Microsoft's PE Format, Microsoft's "Windows Authenticode Portable
 // Executable Signature Format" 1.0 as EDK II implements it, UEFI 2.10, the UAPI
