@@ -2,6 +2,7 @@ package attest
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -25,11 +26,38 @@ const MaxBundle = 24 << 20
 // MaxBundles bounds how many bundles of one source are looked at.
 const MaxBundles = 100
 
+// maxFetched bounds the bundles of one source together, in bytes.
+const maxFetched = 4 * MaxBundle
+
 // Candidate is a bundle that may say something of the artifact.
 type Candidate struct {
 	Source string // where it is from, for people
 	Data   []byte // JSON
 	Err    error  // why there is no Data: it could not be fetched whole
+}
+
+// FetchAll fetches the candidates 0 to n-1 of a source, at most MaxBundles, until
+// they would take too much memory: others can add bundles, too. One that cannot
+// be fetched is as good as one that does not verify, and keeps nobody from the
+// rest.
+func FetchAll(ctx context.Context, n int, fetch func(i int) Candidate) ([]Candidate, error) {
+	candidates := make([]Candidate, 0, min(n, MaxBundles))
+	left := maxFetched
+	for i := range min(n, MaxBundles) {
+		c := fetch(i)
+		if c.Err != nil && ctx.Err() != nil {
+			return nil, c.Err
+		}
+		left -= len(c.Data)
+		if left < 0 {
+			c.Data, c.Err = nil, fmt.Errorf("with it there are more than %d bytes of bundles, and no more are looked at", maxFetched)
+		}
+		candidates = append(candidates, c)
+		if left < 0 {
+			break
+		}
+	}
+	return candidates, nil
 }
 
 // ReadBundles reads a file of bundles: one as JSON, or one after the other, as

@@ -2,6 +2,8 @@ package attest
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,6 +55,38 @@ func TestBundleFiles(t *testing.T) {
 	}
 	if err := AppendBundles(filepath.Join(dir, "missing", "file"), nil); err == nil {
 		t.Error("a file was made in a directory that is missing")
+	}
+}
+
+// TestFetchAll holds how much of what others add to an artifact is fetched.
+func TestFetchAll(t *testing.T) {
+	ctx, stop := context.WithCancel(context.Background())
+	for name, tc := range map[string]struct{ n, size, want int }{
+		"none":      {0, 0, 0},
+		"few":       {3, 1 << 10, 3},
+		"many":      {1000, 1, MaxBundles},
+		"large":     {1000, MaxBundle, 5},
+		"too large": {1000, maxFetched + 1, 1},
+	} {
+		data, fetched := make([]byte, tc.size), 0
+		got, err := FetchAll(ctx, tc.n, func(int) Candidate {
+			fetched++
+			return Candidate{Data: data}
+		})
+		if err != nil || len(got) != tc.want || fetched != tc.want {
+			t.Errorf("%s: %d candidates, fetched %d, error %v, want %d", name, len(got), fetched, err, tc.want)
+		}
+		if large := tc.size >= MaxBundle; large && (got[tc.want-1].Err == nil || got[tc.want-1].Data != nil) {
+			t.Errorf("%s: the last one is kept", name)
+		}
+	}
+	got, err := FetchAll(ctx, 2, func(i int) Candidate { return []Candidate{{Err: errors.New("gone")}, {Data: []byte("{}")}}[i] })
+	if err != nil || len(got) != 2 || got[0].Err == nil || got[1].Err != nil {
+		t.Errorf("%+v, error %v", got, err)
+	}
+	stop()
+	if _, err := FetchAll(ctx, 2, func(int) Candidate { return Candidate{Err: ctx.Err()} }); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
 	}
 }
 

@@ -29,7 +29,7 @@ type GitHub struct {
 const storeAttempts = 6
 
 // maxListing bounds a list of attestations, which holds whole bundles.
-const maxListing = 4 * MaxBundle
+const maxListing = maxFetched
 
 // Store stores a bundle with a repository (OWNER/REPO) and returns its number.
 func (g GitHub) Store(ctx context.Context, repository string, bundle []byte) (id string, err error) {
@@ -148,17 +148,14 @@ func (g GitHub) bundles(ctx context.Context, kind, scope, sha256 string) ([]Cand
 	if err := json.NewDecoder(response.Body).Decode(&list); err != nil {
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}
-	candidates := make([]Candidate, 0, min(len(list.Attestations), MaxBundles))
-	for i, item := range list.Attestations[:min(len(list.Attestations), MaxBundles)] {
+	return FetchAll(ctx, len(list.Attestations), func(i int) Candidate {
+		item := list.Attestations[i]
 		c := Candidate{Source: fmt.Sprintf("GitHub, attestation %d", i+1), Data: item.Bundle}
 		if item.BundleURL != "" {
-			if c.Data, err = g.stored(ctx, item.BundleURL); err != nil {
-				return nil, err
-			}
+			c.Data, c.Err = g.stored(ctx, item.BundleURL)
 		}
-		candidates = append(candidates, c)
-	}
-	return candidates, nil
+		return c
+	})
 }
 
 // stored fetches a bundle from where GitHub keeps it: another host, which must

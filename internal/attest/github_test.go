@@ -153,7 +153,7 @@ func TestStoredElsewhere(t *testing.T) {
 		if r.Header.Get("Authorization") != "Bearer ghs_testing" || r.URL.Query().Get("per_page") != "100" {
 			t.Errorf("%s with %s", r.URL, r.Header)
 		}
-		_, _ = fmt.Fprintf(w, `{"attestations":[{"bundle":null,"bundle_url":%q,"initiator":"user"}]}`, address)
+		_, _ = fmt.Fprintf(w, `{"attestations":[{"bundle":null,"bundle_url":%q,"initiator":"user"},{"bundle":%s,"bundle_url":""}]}`, address, bundle)
 	}))
 	defer api.Close()
 	fetch := func() ([]Candidate, error) {
@@ -177,17 +177,20 @@ func TestStoredElsewhere(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			elsewhere = tc.handler
 			got, err := fetch()
-			switch {
-			case tc.want == "" && (err != nil || len(got) != 1 || !bytes.Equal(got[0].Data, bundle)):
-				t.Errorf("%d bundles, error %v", len(got), err)
+			if err != nil || len(got) != 2 || !bytes.Equal(got[1].Data, bundle) {
+				t.Fatalf("%d bundles, error %v: one that cannot be had keeps from the other", len(got), err)
+			}
+			switch err := got[0].Err; {
+			case tc.want == "" && (err != nil || !bytes.Equal(got[0].Data, bundle)):
+				t.Errorf("%q, error %v", got[0].Data, err)
 			case tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "s3cret")):
 				t.Errorf("error %v, want one about %q", err, tc.want)
 			}
 		})
 	}
 	address = "file:///etc/passwd"
-	if _, err := fetch(); err == nil || !strings.Contains(err.Error(), "place that is no URL") {
-		t.Errorf("error %v", err)
+	if got, err := fetch(); err != nil || len(got) != 2 || !strings.Contains(fmt.Sprint(got[0].Err), "place that is no URL") {
+		t.Errorf("%+v, error %v", got, err)
 	}
 }
 

@@ -235,8 +235,7 @@ func (f *verifyFlags) sources(ref artifact.Reference, expected attest.Expectatio
 	return []attest.Source{registry, github}, nil
 }
 
-// fetchReferrers fetches the bundles that hang on an artifact. One that cannot
-// be fetched is as good as one that does not verify.
+// fetchReferrers fetches the bundles that hang on an artifact.
 func fetchReferrers(ctx context.Context, ref artifact.Reference) ([]attest.Candidate, error) {
 	referrers, err := artifact.Referrers(ctx, ref, attest.BundleMediaType)
 	if err != nil {
@@ -255,15 +254,11 @@ func fetchReferrers(ctx context.Context, ref artifact.Reference) ([]attest.Candi
 	}
 	referrers = slices.DeleteFunc(referrers, func(d v1.Descriptor) bool { return rank(d) == 2 })
 	slices.SortStableFunc(referrers, func(x, y v1.Descriptor) int { return rank(x) - rank(y) })
-	candidates := make([]attest.Candidate, 0, min(len(referrers), attest.MaxBundles))
-	for _, d := range referrers[:min(len(referrers), attest.MaxBundles)] {
-		c := attest.Candidate{Source: "referrer " + d.Digest.String()}
-		if c.Data, c.Err = artifact.GetReferrer(ctx, ref, d); c.Err != nil && ctx.Err() != nil {
-			return nil, c.Err
-		}
-		candidates = append(candidates, c)
-	}
-	return candidates, nil
+	return attest.FetchAll(ctx, len(referrers), func(i int) attest.Candidate {
+		c := attest.Candidate{Source: "referrer " + referrers[i].Digest.String()}
+		c.Data, c.Err = artifact.GetReferrer(ctx, ref, referrers[i])
+		return c
+	})
 }
 
 // compareInside compares the attested measurements with what the artifact says
