@@ -76,11 +76,7 @@ func ReadLocalTrust(dir string) (*Trust, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read the local trust root %s: there is none: 'attest --local-trust' makes one: %w", dir, err)
 	}
-	if err != nil {
-		return nil, err
-	}
-	t.local = true
-	return t, nil
+	return t, err
 }
 
 // OpenLocalTrust opens the local trust root in dir, or creates it where dir is
@@ -96,7 +92,7 @@ func OpenLocalTrust(dir string) (*LocalTrust, error) {
 	}
 	l := &LocalTrust{Created: created, directory: dir}
 	if err := l.read(); err != nil {
-		return nil, fmt.Errorf("open the local trust root %s: %w: remove the directory to get a new one", dir, err)
+		return nil, fmt.Errorf("open the local trust root %s: %w: name a directory that is empty or does not exist to get a new one", dir, err)
 	}
 	return l, nil
 }
@@ -189,7 +185,11 @@ func writeNew(path string, data []byte) error {
 // read reads all of the directory's files and checks that they belong together.
 func (l *LocalTrust) read() error {
 	var err error
-	if l.trusted, err = ReadLocalTrust(l.directory); err != nil {
+	l.trusted, err = ReadLocalTrust(l.directory)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there are other files in it, and no %s", localRootFile)
+	}
+	if err != nil {
 		return err
 	}
 	trusted := l.trusted.roots[0]

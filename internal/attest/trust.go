@@ -45,9 +45,7 @@ const maxTrustedRoot = 16 << 20
 // Trust is what bundles are verified against: given trust roots, or those that
 // the public Sigstore and GitHub publish with TUF.
 type Trust struct {
-	name  string
 	roots []*root.TrustedRoot // empty for the public ones
-	local bool
 
 	public, github func() (*root.TrustedRoot, error)
 }
@@ -55,7 +53,7 @@ type Trust struct {
 // ParseTrust reads trust roots (Sigstore TrustedRoot 0.1 as JSON, or several of
 // them as JSON Lines, the form that gh reads).
 func ParseTrust(name string, data []byte) (*Trust, error) {
-	t := &Trust{name: name}
+	t := new(Trust)
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	for {
 		var one json.RawMessage
@@ -104,7 +102,6 @@ func ReadTrust(path string) (*Trust, error) {
 // fetched when it is first needed and kept for a day in the user's cache.
 func PublicTrust(ctx context.Context) *Trust {
 	return &Trust{
-		name: "the public trust root",
 		public: sync.OnceValues(func() (*root.TrustedRoot, error) {
 			return fetchRoot(ctx, tuf.DefaultMirror, tuf.DefaultRoot())
 		}),
