@@ -157,12 +157,8 @@ func (a *app) newJob(ctx context.Context, f attestFlags) (*job, error) {
 		return nil, errors.New("attest: there is no identity to sign with outside of a GitHub Actions job: run it in a workflow, or sign with throw-away keys: --local-trust DIR")
 	}
 	j := new(job)
-	server := os.Getenv("GITHUB_SERVER_URL")
-	if server == "" {
-		server = "https://github.com"
-	}
 	var hostErr error
-	if j.host, hostErr = attest.ParseHost(server); hostErr != nil && !errors.Is(hostErr, attest.ErrServer) {
+	if j.host, hostErr = attest.ParseHost(gitHubServer()); hostErr != nil && !errors.Is(hostErr, attest.ErrServer) {
 		return nil, hostErr
 	}
 	var instance attest.Instance

@@ -102,6 +102,39 @@ func TestAttestInJob(t *testing.T) {
 	}
 }
 
+// TestGitHubAt holds who gets the job's token: the GitHub that the job runs on.
+func TestGitHubAt(t *testing.T) {
+	for _, tc := range []struct {
+		name, server, api, repository string // of the job, and what is verified
+		want                          attest.GitHub
+	}{
+		{"outside of a job", "", "", "octo-org/image", attest.GitHub{API: "https://api.github.com", Token: "t"}},
+		{"in a job", "https://github.com", "https://api.github.com", "octo-org/image", attest.GitHub{API: "https://api.github.com", Token: "t"}},
+		{"a tenant's job", "https://octo.ghe.com", "https://api.octo.ghe.com", "octo-org/image", attest.GitHub{API: "https://api.octo.ghe.com", Token: "t"}},
+		{"of another GitHub", "https://github.com", "https://api.github.com", "evil.ghe.com/octo-org/image", attest.GitHub{API: "https://api.evil.ghe.com"}},
+		{"of github.com, in a tenant's job", "https://octo.ghe.com", "https://api.octo.ghe.com", "github.com/octo-org/image", attest.GitHub{API: "https://api.github.com"}},
+		{"of github.com, on a server", "https://github.example.com", "https://github.example.com/api/v3", "github.com/octo-org/image", attest.GitHub{API: "https://api.github.com"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			noJob(t)
+			t.Setenv("GITHUB_TOKEN", "t")
+			if tc.server != "" {
+				t.Setenv("GITHUB_ACTIONS", "true")
+				t.Setenv("GITHUB_SERVER_URL", tc.server)
+				t.Setenv("GITHUB_API_URL", tc.api)
+			}
+			f := verifyFlags{repository: tc.repository}
+			expected, err := f.expectation()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := gitHubAt(expected.Host); got != tc.want {
+				t.Errorf("%+v, want %+v", got, tc.want)
+			}
+		})
+	}
+}
+
 // TestLocalTrust attests and verifies without GitHub, as the demonstration does.
 func TestLocalTrust(t *testing.T) {
 	noJob(t)

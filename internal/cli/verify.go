@@ -168,7 +168,7 @@ func (f *verifyFlags) expectation() (attest.Expectation, error) {
 	e := attest.Expectation{
 		Issuer: f.issuer, Repository: f.repository, Owner: f.owner, Workflow: f.workflow, Ref: f.ref, Local: f.localTrust != "",
 	}
-	server := cmp.Or(os.Getenv("GITHUB_SERVER_URL"), "https://github.com")
+	server := gitHubServer()
 	// As gh writes a repository of another host than github.com.
 	if strings.Count(f.repository, "/") == 2 {
 		var host string
@@ -223,8 +223,7 @@ func (f *verifyFlags) sources(ref artifact.Reference, expected attest.Expectatio
 		registry.Name = "the layout"
 	}
 	github := attest.Source{Name: "GitHub", Fetch: func(ctx context.Context) ([]attest.Candidate, error) {
-		api := attest.GitHub{API: cmp.Or(os.Getenv("GITHUB_API_URL"), expected.Host.API()), Token: gha.Token()}
-		return api.Bundles(ctx, expected.Scope(), ref.Digest.Hex)
+		return gitHubAt(expected.Host).Bundles(ctx, expected.Scope(), ref.Digest.Hex)
 	}}
 	switch {
 	case f.bundleFrom == "registry" || expected.Local:
@@ -233,6 +232,19 @@ func (f *verifyFlags) sources(ref artifact.Reference, expected attest.Expectatio
 		return []attest.Source{github}, nil
 	}
 	return []attest.Source{registry, github}, nil
+}
+
+// gitHubServer is the URL of the GitHub that is meant when nobody names one.
+func gitHubServer() string { return cmp.Or(os.Getenv("GITHUB_SERVER_URL"), "https://github.com") }
+
+// gitHubAt is the API of a GitHub. A job's token and API are those of the GitHub
+// that it runs on: about another one that API is not asked, and it gets no token.
+func gitHubAt(host attest.Host) attest.GitHub {
+	// An Enterprise Server is an error to ParseHost, and a host all the same.
+	if own, _ := attest.ParseHost(gitHubServer()); gha.Enabled() && !strings.EqualFold(own.Server, host.Server) {
+		return attest.GitHub{API: host.API()}
+	}
+	return attest.GitHub{API: cmp.Or(os.Getenv("GITHUB_API_URL"), host.API()), Token: gha.Token()}
 }
 
 // fetchReferrers fetches the bundles that hang on an artifact.
