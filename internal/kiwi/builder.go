@@ -261,7 +261,7 @@ func (b *builder) download(ctx context.Context, name, sum string) ([]byte, error
 	// trusted: the sum tells whether the file is the one.
 	m := regexp.MustCompile(`"([^"#]*` + regexp.QuoteMeta(name) + `)[#"]`).FindSubmatch(page)
 	if m == nil {
-		return nil, fmt.Errorf("look up KIWI's source: %s does not list %s", index, name)
+		return nil, fmt.Errorf("look up KIWI's source: %s does not list %s", redacted(index), name)
 	}
 	address, err := resolve(index, string(m[1]))
 	if err != nil {
@@ -272,7 +272,7 @@ func (b *builder) download(ctx context.Context, name, sum string) ([]byte, error
 		return nil, fmt.Errorf("download KIWI's source: %w", err)
 	}
 	if got := sumOf(content); got != sum {
-		return nil, fmt.Errorf("download KIWI's source: %s has SHA-256 %s and not %s", address, got, sum)
+		return nil, fmt.Errorf("download KIWI's source: %s has SHA-256 %s and not %s", redacted(address), got, sum)
 	}
 	if cached != "" { // best effort
 		if err := os.MkdirAll(b.cache, 0o755); err == nil { //nolint:gosec // nothing secret
@@ -295,6 +295,16 @@ func resolve(page, reference string) (string, error) {
 	return address.String(), nil
 }
 
+// redacted is an address as a log may show it: that of a private index holds its
+// password.
+func redacted(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "the package index"
+	}
+	return u.Redacted()
+}
+
 // get fetches at most limit bytes.
 func get(ctx context.Context, address string, limit int64) ([]byte, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil) //nolint:gosec // PyPI, or what the user names in its place
@@ -307,14 +317,14 @@ func get(ctx context.Context, address string, limit int64) ([]byte, error) {
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answers %s", address, response.Status)
+		return nil, fmt.Errorf("%s answers %s", redacted(address), response.Status)
 	}
 	content, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("read %s: %w", address, err)
+		return nil, fmt.Errorf("read %s: %w", redacted(address), err)
 	case int64(len(content)) > limit:
-		return nil, fmt.Errorf("read %s: it is larger than %d bytes", address, limit)
+		return nil, fmt.Errorf("read %s: it is larger than %d bytes", redacted(address), limit)
 	}
 	return content, nil
 }
