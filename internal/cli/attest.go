@@ -122,6 +122,10 @@ func (a *app) attest(ctx context.Context, f attestFlags, reference string) error
 	if err := writeBundles(f.bundleOutput, bundles); err != nil {
 		return err
 	}
+	// For the step summary: no variable of the environment says it.
+	if err := gha.SetOutput("signer-workflow", job.workflow); err != nil {
+		return err
+	}
 	return a.storeBundles(ctx, job, image.Reference, bundles)
 }
 
@@ -145,6 +149,7 @@ type job struct {
 	signer     *attest.Signer
 	provenance []byte
 	repository string // OWNER/REPO; empty for a local trust root
+	workflow   string // OWNER/REPO/PATH@REF that holds the job; likewise
 	host       attest.Host
 	github     attest.GitHub
 }
@@ -202,7 +207,7 @@ func (a *app) newJob(ctx context.Context, f attestFlags) (*job, error) {
 	if !a.quiet {
 		fmt.Fprintf(a.stderr, "signing as %s with %s\n", claims.JobWorkflowRef, instance.Name)
 	}
-	j.repository = claims.Repository
+	j.repository, j.workflow = claims.Repository, claims.JobWorkflowRef
 	if j.provenance, err = claims.Provenance(j.host.Server); err != nil {
 		return nil, err
 	}

@@ -108,6 +108,8 @@ func TestStepSummary(t *testing.T) {
 	}
 	t.Setenv("GITHUB_REPOSITORY", "octo-org/image")
 	t.Setenv("GITHUB_WORKFLOW_REF", "octo-org/image/.github/workflows/image.yml@refs/heads/main")
+	t.Setenv("GITHUB_REF", "refs/heads/main")
+	t.Setenv("GITHUB_SERVER_URL", "")
 	for _, tc := range []struct {
 		name          string
 		args          []string
@@ -123,6 +125,17 @@ func TestStepSummary(t *testing.T) {
 				"--signer-workflow octo-org/image/.github/workflows/image.yml --source-ref refs/heads/main",
 			},
 			[]string{"**none**"},
+		},
+		{
+			"attested in a reusable workflow",
+			[]string{"--artifact", "ghcr.io/octo-org/image@sha256:ab", "--bundle-path", "/b", "--signer", "octo-org/workflows/.github/workflows/build.yml@refs/tags/v1"},
+			[]string{
+				"--signer-workflow octo-org/workflows/.github/workflows/build.yml --source-ref refs/heads/main",
+				"--repo octo-org/image --signer-workflow octo-org/workflows/.github/workflows/build.yml --predicate-type",
+				"--certificate-oidc-issuer https://token.actions.githubusercontent.com",
+				"--certificate-identity https://github.com/octo-org/workflows/.github/workflows/build.yml@refs/tags/v1",
+			},
+			[]string{"image.yml"},
 		},
 		{
 			"hostile", []string{"--image-path", "/tmp/a`|<b>\n# x.raw", "--artifact", "x/y@sha256:ab`$(id)`", "--bundle-path", "/b"},

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"maps"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/org/attestable-image-action/internal/attest"
 	"github.com/org/attestable-image-action/internal/gha"
 	"github.com/org/attestable-image-action/internal/measure"
 )
@@ -24,7 +26,8 @@ type summary struct {
 	bundlePath     string // "" when nothing was attested
 	trustedRoot    string // of a private Sigstore deployment
 	repository     string // OWNER/REPO
-	workflowRef    string // OWNER/REPO/PATH@REF
+	signer         string // workflow that signed, OWNER/REPO/PATH@REF
+	ref            string // that the image was built from, refs/heads/…
 }
 
 func newStepSummaryCommand(a *app) *cobra.Command {
@@ -42,7 +45,8 @@ func newStepSummaryCommand(a *app) *cobra.Command {
 			if s.doc, err = measure.ParseDocument(content); err != nil {
 				return fmt.Errorf("write the step summary: %s: %w", args[0], err)
 			}
-			s.repository, s.workflowRef = os.Getenv("GITHUB_REPOSITORY"), os.Getenv("GITHUB_WORKFLOW_REF")
+			s.repository, s.ref = os.Getenv("GITHUB_REPOSITORY"), os.Getenv("GITHUB_REF")
+			s.signer = cmp.Or(s.signer, os.Getenv("GITHUB_WORKFLOW_REF"))
 			markdown := s.markdown()
 			if gha.Enabled() {
 				return gha.AddSummary(markdown)
@@ -56,6 +60,7 @@ func newStepSummaryCommand(a *app) *cobra.Command {
 	flags.StringVar(&s.artifact, "artifact", "", "what was pushed, REF@DIGEST")
 	flags.StringVar(&s.attestationURL, "attestation-url", "", "GitHub's page of the attestation")
 	flags.StringVar(&s.bundlePath, "bundle-path", "", "file of the Sigstore bundles")
+	flags.StringVar(&s.signer, "signer", "", "workflow that signed, OWNER/REPO/PATH@REF; in a reusable workflow not the one of the environment")
 	flags.StringVar(&s.trustedRoot, "trusted-root", "", "trusted root of a private Sigstore deployment")
 	return cmd
 }
@@ -117,7 +122,7 @@ var pcrMeaning = map[int]string{
 
 // verifyCommands are for a sceptic with other people's tools.
 func (s *summary) verifyCommands() string {
-	workflow, ref, _ := strings.Cut(s.workflowRef, "@")
+	workflow, _, _ := strings.Cut(s.signer, "@")
 	ours, gh, cosign := "", "", ""
 	if s.trustedRoot != "" {
 		root := " --trusted-root " + quote(s.trustedRoot)
@@ -125,14 +130,15 @@ func (s *summary) verifyCommands() string {
 	}
 	const measurements = "https://github.com/org/attestable-image-action/measurements/v1"
 	repository, artifact := quote(s.repository), quote(s.artifact)
-	identity := quote("https://github.com/" + s.workflowRef)
+	host, _ := attest.ParseHost(gitHubServer()) // of an Enterprise Server it has no issuer
+	identity := quote(host.Server + "/" + s.signer)
 	var b strings.Builder
 	b.WriteString("\n<details><summary>Verify it yourself</summary>\n\n```console\n")
 	fmt.Fprintf(&b, "$ attestable-image verify artifact %s --repo %s --signer-workflow %s --source-ref %s --remeasure%s\n",
-		artifact, repository, quote(workflow), quote(ref), ours)
-	fmt.Fprintf(&b, "$ gh attestation verify oci://%s --repo %s --predicate-type %s%s\n", artifact, repository, measurements, gh)
-	fmt.Fprintf(&b, "$ cosign verify-attestation %s --type %s%s \\\n    --certificate-oidc-issuer https://token.actions.githubusercontent.com \\\n    --certificate-identity %s\n",
-		artifact, measurements, cosign, identity)
+		artifact, repository, quote(workflow), quote(s.ref), ours)
+	fmt.Fprintf(&b, "$ gh attestation verify oci://%s --repo %s --signer-workflow %s --predicate-type %s%s\n", artifact, repository, quote(workflow), measurements, gh)
+	fmt.Fprintf(&b, "$ cosign verify-attestation %s --type %s%s \\\n    --certificate-oidc-issuer %s \\\n    --certificate-identity %s\n",
+		artifact, measurements, cosign, quote(cmp.Or(host.Issuer, "ISSUER")), identity)
 	fmt.Fprintf(&b, "$ oras pull %s\n", artifact)
 	b.WriteString("```\n\n</details>\n")
 	return b.String()
