@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/org/attestable-image-action/internal/efi"
 	"github.com/org/attestable-image-action/internal/testenv"
 )
 
@@ -140,6 +144,72 @@ func bootsAsPredicted(t *testing.T, disk string, flags ...string) {
 	}
 }
 
+// identity is how Secure Boot comes to let images run.
+type identity struct {
+	sign func(image []byte) []byte
+	db   func(t *testing.T, images [][]byte) []byte
+	pk   *testenv.Signer
+}
+
+// identities are, by the shape of the matrix, the ways in which db can vouch for
+// an image.
+func identities(t *testing.T) map[string]*identity {
+	t.Helper()
+	ca := testenv.NewSigner(t, "matrix CA", nil)
+	leaf := testenv.NewSigner(t, "matrix signer", ca)
+	other := testenv.NewSigner(t, "another signer", nil)
+	byLeaf := func(image []byte) []byte { return leaf.Sign(t, image) }
+	certificates := func(signers ...*testenv.Signer) func(*testing.T, [][]byte) []byte {
+		return func(*testing.T, [][]byte) (db []byte) {
+			for _, s := range signers {
+				db = append(db, testenv.SignatureList(efi.CertX509, s.Certificate.Raw)...)
+			}
+			return db
+		}
+	}
+	return map[string]*identity{
+		"own certificate":              {byLeaf, certificates(leaf), ca},
+		"signed, through systemd-boot": {byLeaf, certificates(leaf), ca},
+		"issuing CA":                   {byLeaf, certificates(other, ca), ca},
+		"two signatures":               {func(image []byte) []byte { return other.Sign(t, leaf.Sign(t, image)) }, certificates(other, ca), ca},
+		"digest":                       {slices.Clone[[]byte], digests, ca},
+	}
+}
+
+// digests is a db of the SHA-256 Authenticode digests of PE images.
+func digests(t *testing.T, images [][]byte) []byte {
+	t.Helper()
+	var entries [][]byte
+	for _, content := range images {
+		image, err := efi.ParseImage(bytes.NewReader(content), int64(len(content)))
+		if err != nil {
+			continue // no PE image
+		}
+		h := sha256.New()
+		if err := image.Authenticode(h); err != nil {
+			t.Fatal(err)
+		}
+		entries = append(entries, h.Sum(nil))
+	}
+	return testenv.SignatureList(efi.CertSHA256, entries...)
+}
+
+// flags writes the variables to files.
+func (i *identity) flags(t *testing.T, images [][]byte) []string {
+	t.Helper()
+	dir := t.TempDir()
+	var flags []string
+	pk := testenv.SignatureList(efi.CertX509, i.pk.Certificate.Raw)
+	for name, content := range map[string][]byte{"PK": pk, "KEK": pk, "db": i.db(t, images)} {
+		path := filepath.Join(dir, name+".esl")
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		flags = append(flags, "--"+name, path)
+	}
+	return flags
+}
+
 // refusesToPredict demands that a disk is refused for a reason, and not booted.
 func refusesToPredict(t *testing.T, disk, reason string) {
 	t.Helper()
@@ -151,6 +221,7 @@ var always = map[string]bool{
 	"x86_64/stub 252/through systemd-boot": true,
 	"x86_64/stub newest/direct":            true,
 	"x86_64/stub 257/type 1 entry":         true,
+	"x86_64/stub 254/issuing CA":           true,
 	"aarch64/stub 257/direct":              true,
 }
 
@@ -165,7 +236,8 @@ func TestBootMatrix(t *testing.T) {
 	for _, g := range guests {
 		for _, stub := range stubs {
 			name := g.name + "/stub " + stub.version
-			shapes := []string{"direct", "through systemd-boot", "type 1 entry"}
+			shapes := []string{"direct", "through systemd-boot", "type 1 entry",
+				"own certificate", "issuing CA", "digest", "two signatures", "signed, through systemd-boot"}
 			wanted := func(shape string) bool { return full || always[name+"/"+shape] }
 			if !slices.ContainsFunc(shapes, wanted) {
 				continue
@@ -179,18 +251,32 @@ func TestBootMatrix(t *testing.T) {
 				loader := testenv.DebianFile(t, stub.suite, g.debian, "systemd-boot-efi", "usr/lib/systemd/boot/efi/systemd-boot"+g.efi+".efi")
 				configuration := []byte("timeout 0\nconsole-mode keep\n")
 				disks := map[string]struct {
-					files map[string][]byte
-					pcrs  string
+					files  map[string][]byte
+					pcrs   string
+					secure *identity
 				}{
-					"direct": {map[string][]byte{g.boot: uki}, pcrs},
+					"direct": {map[string][]byte{g.boot: uki}, pcrs, nil},
 					"through systemd-boot": {map[string][]byte{
 						g.boot: loader, "EFI/Linux/matrix.efi": uki, "loader/loader.conf": configuration,
-					}, pcrs},
+					}, pcrs, nil},
 					"type 1 entry": {map[string][]byte{
 						g.boot: loader, "loader/loader.conf": configuration,
 						"vmlinuz": g.kernel(t), "initrd.img": []byte("070701 no archive either\n"),
 						"loader/entries/matrix.conf": []byte("title Matrix\nlinux /vmlinuz\ninitrd /initrd.img\noptions panic=-1\noptions quiet\n"),
-					}, "4,5,7,9,11,12,13"},
+					}, "4,5,7,9,11,12,13", nil},
+				}
+				for shape, identity := range identities(t) {
+					disk := disks["direct"]
+					if strings.HasSuffix(shape, "systemd-boot") {
+						disk = disks["through systemd-boot"]
+					}
+					disk.secure, disk.files = identity, maps.Clone(disk.files)
+					for name, content := range disk.files {
+						if strings.HasSuffix(strings.ToLower(name), ".efi") {
+							disk.files[name] = identity.sign(content)
+						}
+					}
+					disks[shape] = disk
 				}
 				for _, shape := range shapes {
 					if wanted(shape) {
@@ -200,7 +286,11 @@ func TestBootMatrix(t *testing.T) {
 								refusesToPredict(t, bootDisk(t, disks[shape].files), "what it loads next cannot be told")
 								return
 							}
-							bootsAsPredicted(t, bootDisk(t, disks[shape].files), "--pcr", disks[shape].pcrs)
+							flags := []string{"--pcr", disks[shape].pcrs}
+							if identity := disks[shape].secure; identity != nil {
+								flags = append(flags, identity.flags(t, slices.Collect(maps.Values(disks[shape].files)))...)
+							}
+							bootsAsPredicted(t, bootDisk(t, disks[shape].files), flags...)
 						})
 					}
 				}
