@@ -107,6 +107,8 @@ var auditCases = []struct {
 	{"authorized-keys", file("root/.ssh/authorized_keys", "# mine\nssh-ed25519 AAAA me\n"), "partition 2, root/.ssh/authorized_keys:2", "", file("root/.ssh/authorized_keys", "# ssh-ed25519 AAAA me\n\n")},
 	{"authorized-keys", file("srv/web/.ssh/authorized_keys2", "ssh-ed25519 AAAA me\n"), "partition 2, srv/web/.ssh/authorized_keys2:1", "", file("srv/web/.ssh/known_hosts", "ssh-ed25519 AAAA me\n")},
 	{"uid-zero-account", file("etc/passwd", "root:x:0:0::/root:/bin/sh\ntoor:x:0:0::/root:/bin/sh\n"), "partition 2, etc/passwd:2", `"toor"`, file("etc/passwd", "root:x:0:0::/root:/bin/sh\ntoor:x:10:0::/root:/bin/sh\n")},
+	{"ssh-host-key", file("etc/ssh/ssh_host_ed25519_key", "x"), "partition 2, etc/ssh/ssh_host_ed25519_key", "", file("etc/ssh/ssh_host_ed25519_key.pub", "x")},
+	{"machine-id-fixed", file("etc/machine-id", "0123456789abcdef0123456789abcdef\n"), "partition 2, etc/machine-id", "0123456789abcdef", file("etc/machine-id", "uninitialized\n")},
 	{"shadow-readable", mode("etc/shadow", 0o644), "partition 2, etc/shadow", "0644", mode("etc/shadow", 0o600)},
 	{"sudo-without-password", file("etc/sudoers.d/web", "web ALL=(ALL) NOPASSWD: ALL\n"), "partition 2, etc/sudoers.d/web:1", "NOPASSWD", file("etc/sudoers.d/web", "# web ALL=(ALL) NOPASSWD: ALL\n")},
 	{"login-credential", file("etc/credstore/passwd.hashed-password.root", "$y$"), "partition 2, etc/credstore/passwd.hashed-password.root", "", file("etc/credstore/web.key", "")},
@@ -177,7 +179,7 @@ var auditCases = []struct {
 }
 
 // seed reads one of the small file systems that the tests of package disk have.
-func seed(name string) string {
+func seed(name string) string { //nolint:unparam // the name says more at the call
 	b, err := os.ReadFile("../disk/testdata/filesystems/" + name + ".img")
 	if err != nil {
 		panic(err)

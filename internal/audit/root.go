@@ -252,6 +252,14 @@ func (r *rootAudit) accounts() {
 	if info, err := r.fs.Stat("etc/shadow"); err == nil && info.Mode().Perm()&0o004 != 0 {
 		r.add("shadow-readable", "etc/shadow", "its mode is %04o", info.Mode().Perm())
 	}
+	for _, name := range r.names("etc/ssh") {
+		if strings.HasPrefix(name, "ssh_host_") && strings.HasSuffix(name, "_key") {
+			r.add("ssh-host-key", path.Join("etc/ssh", name), "it is there")
+		}
+	}
+	if id := strings.TrimSpace(string(r.optional("etc/machine-id"))); id != "" && id != "uninitialized" {
+		r.add("machine-id-fixed", "etc/machine-id", "%.40q", id)
+	}
 	r.sudoers("etc/sudoers")
 	for _, dir := range []string{"etc/sudoers.d", "usr/etc/sudoers.d"} {
 		for _, name := range r.names(dir) {
