@@ -68,7 +68,6 @@ func (c *container) args(name, tool string) []string {
 		// devices (major 7) with their partitions (259) and the device that hands
 		// them out (10, 237). It is not --privileged.
 		"--cap-add", "SYS_ADMIN",
-		"--security-opt", "seccomp=unconfined",
 		"--security-opt", "apparmor=unconfined",
 		"--volume", "/dev:/dev",
 		"--device-cgroup-rule", "b 7:* rmw",

@@ -47,7 +47,6 @@ func TestContainerRights(t *testing.T) {
 	}
 	want := []string{
 		"--cap-add SYS_ADMIN",
-		"--security-opt seccomp=unconfined",
 		"--security-opt apparmor=unconfined",
 		"--volume /dev:/dev",
 		"--device-cgroup-rule b 7:* rmw",
