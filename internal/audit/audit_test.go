@@ -115,6 +115,8 @@ var auditCases = []struct {
 	{"login-credential", arg("systemd.set_credential=passwd.plaintext-password.root:x"), "partition 1, EFI/BOOT/BOOTX64.EFI#.cmdline", "", arg("systemd.set_credential=web.key:x")},
 
 	{"root-not-verified", without("roothash="), "partition 2", "erofs", nil},
+	{"root-not-verified", arg("root=overlay:UUID=" + rootUUID), "partition 1, EFI/BOOT/BOOTX64.EFI#.cmdline", "does not name the device that verity makes", arg("root=overlay:MAPPER=root")},
+	{"root-not-verified", arg("root=/dev/vda2"), "partition 1, EFI/BOOT/BOOTX64.EFI#.cmdline", "/dev/vda2", arg("root=/dev/mapper/root")},
 	{"root-not-verified", arg("systemd.verity=no"), "partition 2", "", arg("systemd.verity=yes")},
 	{"root-not-verified", espFileOf("EFI/Linux/other.efi", string(func() []byte { f := newFixture(); f.cmdline = "ro"; return f.makeUKI() }())), "partition 1, EFI/Linux/other.efi", "without verity", espFileOf("EFI/Linux/same.efi", string(newFixture().makeUKI()))},
 	{"verity-ignores-corruption", replace("panic-on-corruption", "ignore-corruption"), "partition 1, EFI/BOOT/BOOTX64.EFI#.cmdline", "ignore-corruption", nil},

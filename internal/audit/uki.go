@@ -294,6 +294,9 @@ func (a *auditor) verityOptions(u *ukiAudit) {
 			sources = append(sources, source{at, options})
 		}
 	}
+	if root, ok := option(u.words, "root"); ok && u.verified && aroundVerity(root) {
+		a.add("root-not-verified", u.in(".cmdline"), "root=%.100s does not name the device that verity makes", root)
+	}
 	for _, s := range sources {
 		options := strings.Split(s.options, ",")
 		switch {
@@ -303,6 +306,24 @@ func (a *auditor) verityOptions(u *ukiAudit) {
 			a.add("verity-without-panic", s.at, "verity's options are %q", s.options)
 		}
 	}
+}
+
+// aroundVerity reports whether root= leads, or may lead, to a partition itself
+// instead of the device that verity makes of it. The file system's UUID and label
+// are the same on both.
+func aroundVerity(root string) bool {
+	root = strings.TrimPrefix(strings.TrimPrefix(root, "overlay:"), "block:")
+	for _, device := range []string{"/dev/mapper/", "/dev/dm-", "/dev/gpt-auto-root", "/dev/disk/by-id/dm-"} {
+		if strings.HasPrefix(root, device) {
+			return false
+		}
+	}
+	for _, partition := range []string{"/dev/", "UUID=", "LABEL=", "PARTUUID=", "PARTLABEL="} {
+		if strings.HasPrefix(root, partition) {
+			return true
+		}
+	}
+	return false
 }
 
 // verity reports a root file system that nothing verifies.
