@@ -155,7 +155,16 @@ func (i *inspection) write(w io.Writer, format string) error {
 	}
 	i.print(w)
 	fmt.Fprintln(w, "\nFindings")
-	return i.Audit.WriteTable(w)
+	var findings strings.Builder
+	if err := i.Audit.WriteTable(&findings); err != nil {
+		return err
+	}
+	// Indentation stays, and no line of it is a command to a runner.
+	for line := range strings.Lines(findings.String()) {
+		text := strings.TrimLeft(line, " ")
+		fmt.Fprintf(w, "%s%s\n", line[:len(line)-len(text)], strings.TrimRight(printable(text), " "))
+	}
+	return nil
 }
 
 func (i *inspection) print(w io.Writer) {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/org/attestable-image-action/internal/audit"
+	"github.com/org/attestable-image-action/internal/measure"
 	"github.com/org/attestable-image-action/internal/testenv"
 )
 
@@ -115,5 +116,29 @@ func flipByte(t *testing.T, path string, offset int64) {
 	b[0] ^= 1
 	if _, err := f.WriteAt(b, offset); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestInspectPrintsNoCommands shows that what stands on a disk cannot speak to
+// the runner, wherever a line is broken.
+func TestInspectPrintsNoCommands(t *testing.T) {
+	i := &inspection{
+		Measurements: &measure.Document{}, Coverage: &audit.Coverage{},
+		Audit: &audit.Report{Findings: []audit.Finding{{
+			ID: "test", Partition: 2, Path: "etc/##[set-output name=a]b",
+			Detail: strings.Repeat("x", 66) + " ::set-output name=digest::evil ##[error]x", Why: "::error::x", Fix: "y",
+		}}},
+	}
+	var out strings.Builder
+	if err := i.write(&out, "table"); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(out.String()) {
+		if strings.HasPrefix(strings.TrimSpace(line), "::") || strings.Contains(line, "##[") {
+			t.Errorf("a runner would obey %q", line)
+		}
+	}
+	if !strings.Contains(out.String(), "set-output") {
+		t.Errorf("the finding is not shown:\n%s", out.String())
 	}
 }
