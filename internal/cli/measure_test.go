@@ -115,7 +115,7 @@ func TestStepSummary(t *testing.T) {
 		args          []string
 		want, without []string
 	}{
-		{"measured only", nil, []string{"352f78001f431ceb", "`stub257.raw`", "not pushed"}, []string{"gh attestation verify", "| Attestation |"}},
+		{"measured only", nil, []string{"352f78001f431ceb", "`stub257.raw`", "not pushed", "**No PCR covers the root file system**"}, []string{"gh attestation verify", "| Attestation |"}},
 		{"pushed", []string{"--artifact", "ghcr.io/octo-org/image@sha256:ab"}, []string{"ghcr.io/octo-org/image@sha256:ab", "**none**"}, []string{"gh attestation verify"}},
 		{
 			"attested", []string{"--artifact", "ghcr.io/octo-org/image@sha256:ab", "--bundle-path", "/b", "--attestation-url", "https://github.com/octo-org/image/attestations/7"},
@@ -139,7 +139,7 @@ func TestStepSummary(t *testing.T) {
 		},
 		{
 			"hostile", []string{"--image-path", "/tmp/a`|<b>\n# x.raw", "--artifact", "x/y@sha256:ab`$(id)`", "--bundle-path", "/b"},
-			[]string{`'x/y@sha256:ab'\''$(id)'\'''`}, []string{"\n# x.raw", "`|<b>"},
+			[]string{`'x/y@sha256:ab'\''$(id)'\'''`, "It could not be told"}, []string{"\n# x.raw", "`|<b>"},
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -37,7 +37,7 @@ func newStepSummaryCommand(a *app) *cobra.Command {
 		Short:  "Write the step summary of the action, Markdown",
 		Hidden: true, // a part of action.yml
 		Args:   oneArg("the measurements document"),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			content, err := readBounded(args[0], maxMeasurements)
 			if err != nil {
 				return fmt.Errorf("write the step summary: %w", err)
@@ -48,6 +48,15 @@ func newStepSummaryCommand(a *app) *cobra.Command {
 			s.repository, s.ref = os.Getenv("GITHUB_REPOSITORY"), os.Getenv("GITHUB_REF")
 			s.signer = cmp.Or(s.signer, os.Getenv("GITHUB_WORKFLOW_REF"))
 			markdown := s.markdown()
+			if s.imagePath != "" {
+				// What cannot be inspected is told, and spoils nothing that was made.
+				if open, err := inspectOpenings(cmd.Context(), s.imagePath, s.doc); err != nil {
+					markdown += fmt.Sprintf("\n### What it leaves open\n\nIt could not be told: %s\n", code(err.Error()))
+				} else {
+					markdown += open.markdown()
+					open.annotate(a.stderr)
+				}
+			}
 			if gha.Enabled() {
 				return gha.AddSummary(markdown)
 			}

@@ -97,17 +97,6 @@ func Warning(w io.Writer, title, message string) {
 	})
 }
 
-// AddMask makes the runner replace secret in every later line of the log. It
-// does nothing outside of Actions, where it would only show the secret.
-func AddMask(w io.Writer, secret string) {
-	// The runner takes one line each, and an empty one would mask everything.
-	for line := range strings.Lines(secret) {
-		if line = strings.TrimRight(line, "\r\n"); line != "" {
-			command(w, func(a *githubactions.Action) { a.AddMask(line) })
-		}
-	}
-}
-
 // Token is the token for GitHub's API and for ghcr.io, or "" when there is
 // none: that of the job, or one that a person exported.
 func Token() string {

@@ -88,10 +88,8 @@ func TestCommands(t *testing.T) {
 	var w bytes.Buffer
 	Error(&w, "attestable-image: a,b", "50%\nsecond ::line")
 	Warning(&w, "title", "message")
-	AddMask(&w, "one\n\ntwo\n")
 	want := "::error title=attestable-image%3A a%2Cb::50%25%0Asecond ::line\n" +
-		"::warning title=title::message\n" +
-		"::add-mask::one\n::add-mask::two\n"
+		"::warning title=title::message\n"
 	if w.String() != want {
 		t.Errorf("got  %q\nwant %q", w.String(), want)
 	}
@@ -123,7 +121,6 @@ func TestOutsideOfActions(t *testing.T) {
 	var w bytes.Buffer
 	end := Group(&w, "KIWI")
 	Error(&w, "title", "message")
-	AddMask(&w, "secret")
 	end()
 	if err := errors.Join(SetOutput("a", "b"), AddSummary("c")); err != nil {
 		t.Error(err)
