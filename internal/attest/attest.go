@@ -30,6 +30,10 @@ const (
 	PredicateMeasurements = "https://github.com/org/attestable-image-action/measurements/v1"
 )
 
+// PredicateAudit is the type of an attestation that an artifact may have: what
+// inspect found that the image leaves open.
+const PredicateAudit = "https://github.com/org/attestable-image-action/audit/v1"
+
 // Predicates are the types of the attestations that every artifact has, in the
 // order in which they are made and shown.
 var Predicates = []string{PredicateProvenance, PredicateMeasurements}

@@ -3,11 +3,14 @@ package audit
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 	"unicode"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // Severity says how bad a finding is.
@@ -136,6 +139,30 @@ func (r *Report) Marshal() ([]byte, error) {
 		return nil, fmt.Errorf("write audit report: %w", err)
 	}
 	return append(b, '\n'), nil
+}
+
+// ParseReport reads a report that Marshal wrote. Members that it does not know
+// are passed over; a report of a newer form is refused.
+func ParseReport(b []byte) (*Report, error) {
+	if err := strictjson.Check(b); err != nil {
+		return nil, fmt.Errorf("read audit report: %w", err)
+	}
+	var r Report
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, fmt.Errorf("read audit report: %w", err)
+	}
+	switch {
+	case r.SchemaVersion < 1 || r.Audited == nil || r.Findings == nil:
+		return nil, errors.New("read audit report: it lacks schemaVersion, audited or findings: it is no report")
+	case r.SchemaVersion > ReportVersion:
+		return nil, fmt.Errorf("read audit report: it is of version %d, this program knows up to %d: use a newer one", r.SchemaVersion, ReportVersion)
+	}
+	for _, f := range r.Findings {
+		if f.ID == "" {
+			return nil, errors.New("read audit report: a finding has no id")
+		}
+	}
+	return &r, nil
 }
 
 // sort puts the worst first, then by rule and place, and drops duplicates.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/org/attestable-image-action/internal/artifact"
 	"github.com/org/attestable-image-action/internal/attest"
+	"github.com/org/attestable-image-action/internal/audit"
 	"github.com/org/attestable-image-action/internal/gha"
 	"github.com/org/attestable-image-action/internal/measure"
 )
@@ -22,6 +23,7 @@ type attestFlags struct {
 	signingConfig, trustedRoot string
 	localTrust                 string
 	bundleOutput               string
+	audit                      string
 }
 
 func newAttestCommand(a *app) *cobra.Command {
@@ -33,6 +35,7 @@ func newAttestCommand(a *app) *cobra.Command {
 manifest's digest (SLSA provenance, as GitHub's own attest action makes it, and
 the measurements inside the artifact), sign them with the job's identity, verify
 the signatures, and store the bundles with GitHub and beside the artifact.
+--audit adds a third statement: what inspect found that the image leaves open.
 
 A public repository signs with the public Sigstore, whose log everybody can
 read; a private one with GitHub's; --signing-config names another deployment.
@@ -59,6 +62,7 @@ signed; nothing but --local-trust DIR verifies it.`,
 	flags.StringVar(&f.signingConfig, "signing-config", "", "Sigstore signing configuration `FILE` of a private deployment; needs --trusted-root")
 	flags.StringVar(&f.trustedRoot, "trusted-root", "", "Sigstore trusted root `FILE` to verify the new bundles with (default: the public one)")
 	flags.StringVar(&f.localTrust, "local-trust", "", "sign with a local trust root in `DIR`, which is created when it is missing")
+	flags.StringVar(&f.audit, "audit", "", "attest this audit report, too: `FILE` that inspect --audit-output wrote for the artifact's disk")
 	flags.StringVar(&f.bundleOutput, "bundle-output", "", "append the bundles to `FILE`, one a line")
 	return cmd
 }
@@ -84,6 +88,10 @@ func (a *app) attest(ctx context.Context, f attestFlags, reference string) error
 	if !ref.HasDigest() {
 		return usagef("attest %s: a tag can be moved while one attests: give the digest that push printed, %s@sha256:...", ref, ref.Place())
 	}
+	auditReport, err := readAudit(f.audit)
+	if err != nil {
+		return err
+	}
 	// What is missing for signing is told before anything is fetched.
 	job, err := a.newJob(ctx, f)
 	if err != nil {
@@ -104,20 +112,23 @@ func (a *app) attest(ctx context.Context, f attestFlags, reference string) error
 	if ref.IsLayout() {
 		subject = image.Name
 	}
+	attestations := []attestation{
+		{predicateType: attest.PredicateProvenance, predicate: job.provenance},
+		{predicateType: attest.PredicateMeasurements, predicate: measurements},
+	}
+	if auditReport != nil {
+		attestations = append(attestations, attestation{predicateType: attest.PredicateAudit, predicate: auditReport})
+	}
 	var bundles [][]byte
-	for _, statement := range []struct {
-		predicateType string
-		predicate     []byte
-	}{{attest.PredicateProvenance, job.provenance}, {attest.PredicateMeasurements, measurements}} {
-		s, err := attest.NewStatement(subject, image.Reference.Digest.Hex, statement.predicateType, statement.predicate)
+	for i := range attestations {
+		s, err := attest.NewStatement(subject, image.Reference.Digest.Hex, attestations[i].predicateType, attestations[i].predicate)
 		if err != nil {
 			return err
 		}
-		bundle, err := job.signer.Sign(ctx, s)
-		if err != nil {
+		if attestations[i].bundle, err = job.signer.Sign(ctx, s); err != nil {
 			return err
 		}
-		bundles = append(bundles, bundle)
+		bundles = append(bundles, attestations[i].bundle)
 	}
 	if err := writeBundles(f.bundleOutput, bundles); err != nil {
 		return err
@@ -126,7 +137,29 @@ func (a *app) attest(ctx context.Context, f attestFlags, reference string) error
 	if err := gha.SetOutput("signer-workflow", job.workflow); err != nil {
 		return err
 	}
-	return a.storeBundles(ctx, job, image.Reference, bundles)
+	return a.storeBundles(ctx, job, image.Reference, attestations)
+}
+
+// attestation is one in the making.
+type attestation struct {
+	predicateType string
+	predicate     []byte
+	bundle        []byte // once it is signed
+}
+
+// readAudit reads the report of --audit, and nothing when there is none.
+func readAudit(path string) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	content, err := readBounded(path, attest.MaxPredicate)
+	if err == nil {
+		_, err = audit.ParseReport(content)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("attest the audit report: %s: %w", path, err)
+	}
+	return content, nil
 }
 
 // checkBeforeAttesting refuses to put a signature under a contradiction.
@@ -272,12 +305,13 @@ func writeBundles(path string, bundles [][]byte) error {
 
 // storeBundles stores the bundles, of both predicates in order, with GitHub and
 // beside the artifact, and prints where each is.
-func (a *app) storeBundles(ctx context.Context, j *job, ref artifact.Reference, bundles [][]byte) error {
+func (a *app) storeBundles(ctx context.Context, j *job, ref artifact.Reference, attestations []attestation) error {
 	var out strings.Builder
-	for i, predicateType := range attest.Predicates {
+	for _, made := range attestations {
+		predicateType, bundle := made.predicateType, made.bundle
 		fmt.Fprintf(&out, "%s\n", predicateType)
 		if j.repository != "" {
-			id, err := j.github.Store(ctx, j.repository, bundles[i])
+			id, err := j.github.Store(ctx, j.repository, bundle)
 			if err != nil {
 				return err
 			}
@@ -289,7 +323,7 @@ func (a *app) storeBundles(ctx context.Context, j *job, ref artifact.Reference, 
 				}
 			}
 		}
-		digest, err := artifact.PutReferrer(ctx, ref, attest.BundleMediaType, bundles[i], attest.Annotations(predicateType))
+		digest, err := artifact.PutReferrer(ctx, ref, attest.BundleMediaType, bundle, attest.Annotations(predicateType))
 		if err != nil {
 			return fmt.Errorf("store the attestation beside the artifact: %w", err)
 		}

@@ -9,14 +9,16 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/org/attestable-image-action/internal/artifact"
 	"github.com/org/attestable-image-action/internal/audit"
 	"github.com/org/attestable-image-action/internal/disk"
+	"github.com/org/attestable-image-action/internal/gha"
 	"github.com/org/attestable-image-action/internal/measure"
 )
 
 func newInspectCommand(a *app) *cobra.Command {
 	var predict predictFlags
-	var format, failOn string
+	var format, failOn, auditOutput string
 	cmd := &cobra.Command{
 		Use:   "inspect DISK",
 		Short: "Show what is on a disk, what a PCR covers, and what is open",
@@ -55,6 +57,9 @@ what the root hash says, or that a finding is as severe as --fail-on.`,
 			if err := inspection.write(a.stdout, format); err != nil {
 				return err
 			}
+			if err := writeAudit(auditOutput, inspection.Audit); err != nil {
+				return err
+			}
 			if v := inspection.Coverage.Verity; v != nil && !v.Holds {
 				return errDoesNotVerify
 			}
@@ -66,8 +71,24 @@ what the root hash says, or that a finding is as severe as --fail-on.`,
 	}
 	predict.add(cmd)
 	cmd.Flags().StringVar(&format, "format", "table", "table for people, json for programs, or sarif for GitHub's code scanning")
+	cmd.Flags().StringVar(&auditOutput, "audit-output", "", "also write the findings to `FILE`, for attest --audit")
 	cmd.Flags().StringVar(&failOn, "fail-on", "", "fail when a finding has this `SEVERITY` or a higher one")
 	return cmd
+}
+
+// writeAudit writes the report that attest --audit takes.
+func writeAudit(path string, report *audit.Report) error {
+	if path == "" {
+		return nil
+	}
+	content, err := report.Marshal()
+	if err == nil {
+		err = artifact.WriteFile(path, content)
+	}
+	if err != nil {
+		return fmt.Errorf("write the audit report: %w", err)
+	}
+	return gha.SetOutput("audit-path", path)
 }
 
 // failOnSeverity reads --fail-on; nil means that no finding fails the command.

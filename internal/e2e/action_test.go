@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/org/attestable-image-action/internal/attest"
 	"github.com/org/attestable-image-action/internal/measure"
 	"github.com/org/attestable-image-action/internal/testenv"
 )
@@ -138,6 +139,10 @@ func TestAction(t *testing.T) {
 		if strings.Contains(result.log, stack.GitHub.Token) {
 			t.Error("the log shows the token")
 		}
+	})
+	t.Run("audit", func(t *testing.T) {
+		ghVerify(t, stack, run, "oci://"+a.reference, attest.PredicateAudit, nil, "--bundle", a.bundleFile(t, attest.PredicateAudit)).accepts(t)
+		cosignVerify(t, stack, run, a.reference, attest.PredicateAudit).accepts(t)
 	})
 	t.Run("accepted", a.acceptedByAll)
 	t.Run("tampered", a.refusedWhenTampered)
