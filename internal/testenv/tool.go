@@ -45,9 +45,12 @@ func program(name string) (string, error) {
 	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
 		return path, nil
 	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return "", fmt.Errorf("%s is not installed: run scripts/setup", name)
+	if path, err := exec.LookPath(name); err == nil {
+		return path, nil
 	}
-	return path, nil
+	// Where Debian keeps what makes file systems, for users whose PATH lacks it.
+	if path, err := exec.LookPath(filepath.Join("/usr/sbin", name)); err == nil {
+		return path, nil
+	}
+	return "", fmt.Errorf("%s is not installed: run scripts/setup", name)
 }
