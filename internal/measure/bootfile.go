@@ -3,7 +3,6 @@ package measure
 import (
 	"context"
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/org/attestable-image-action/internal/disk"
@@ -28,17 +27,9 @@ type BootFile struct {
 // ("x86_64" or "aarch64", or empty for the one that there is). It does not
 // matter whether Secure Boot would let them run.
 func FindBootChain(ctx context.Context, d *disk.Disk, arch string) (*BootChain, error) {
-	gpt, err := d.GPT()
+	_, esp, fat, err := openESP(d)
 	if err != nil {
 		return nil, err
-	}
-	esp, err := gpt.ESP()
-	if err != nil {
-		return nil, err
-	}
-	fat, err := disk.OpenFAT(io.NewSectionReader(d, esp.Offset, esp.Size), esp.Size)
-	if err != nil {
-		return nil, fmt.Errorf("partition %d, the EFI system partition: %w", esp.Number, err)
 	}
 	path, file, err := findBootPath(fat, arch)
 	if err != nil {

@@ -93,17 +93,9 @@ func Disk(ctx context.Context, d *disk.Disk, o Options) (*Prediction, error) {
 }
 
 func measureDisk(ctx context.Context, d *disk.Disk, o Options) (*Prediction, error) {
-	gpt, err := d.GPT()
+	gpt, _, fat, err := openESP(d)
 	if err != nil {
 		return nil, err
-	}
-	esp, err := gpt.ESP()
-	if err != nil {
-		return nil, err
-	}
-	fat, err := disk.OpenFAT(io.NewSectionReader(d, esp.Offset, esp.Size), esp.Size)
-	if err != nil {
-		return nil, fmt.Errorf("partition %d, the EFI system partition: %w", esp.Number, err)
 	}
 	bootPath, file, err := findBootPath(fat, o.Arch)
 	if err != nil {
@@ -111,6 +103,23 @@ func measureDisk(ctx context.Context, d *disk.Disk, o Options) (*Prediction, err
 	}
 	p := &prediction{Options: o, gpt: gpt, fat: fat}
 	return p.predict(ctx, []imageFile{{path: bootPath, r: file, size: file.Size()}})
+}
+
+// openESP opens the one EFI system partition of a disk.
+func openESP(d *disk.Disk) (*disk.GPT, *disk.Partition, *disk.FAT, error) {
+	gpt, err := d.GPT()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	esp, err := gpt.ESP()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	fat, err := disk.OpenFAT(io.NewSectionReader(d, esp.Offset, esp.Size), esp.Size)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("partition %d, the EFI system partition: %w", esp.Number, err)
+	}
+	return gpt, esp, fat, nil
 }
 
 // findBootPath opens the one boot path of the ESP.
