@@ -38,8 +38,10 @@ const NoPCR = -1
 type Coverage struct {
 	Size    int64
 	Regions []Region // ascending, without gaps or overlaps
-	// Verity is nil when the boot chain names no root hash.
-	Verity *VerityCoverage
+	// Verity is nil when the boot chain names no root hash, or when its tree was
+	// not found, which VerityProblem then says.
+	Verity        *VerityCoverage
+	VerityProblem string `json:",omitempty"`
 }
 
 // VerityCoverage is the hash tree of the root file system, recomputed.
@@ -66,6 +68,10 @@ func (c *Coverage) Covered() (covered, total int64) {
 // the root file system.
 var errNoVerity = errors.New("the kernel command line in the unified kernel image has no roothash=")
 
+// errNoTree means that the root hash is there and its tree was not found: all
+// else can still be told.
+var errNoTree = errors.New("the hash tree of the root file system was not found")
+
 // MeasureCoverage finds out what covers each byte of a disk. ukiPath is the
 // path of the unified kernel image on the EFI system partition. Every block of
 // the root file system is read.
@@ -75,7 +81,7 @@ func MeasureCoverage(ctx context.Context, d *disk.Disk, ukiPath string) (*Covera
 		return nil, fmt.Errorf("find what covers %s: %w", d.Name(), err)
 	}
 	c.fill()
-	return &Coverage{Size: d.Size(), Regions: c.regions, Verity: c.verity}, nil
+	return &Coverage{Size: d.Size(), Regions: c.regions, Verity: c.verity, VerityProblem: c.problem}, nil
 }
 
 type coverage struct {
@@ -83,6 +89,7 @@ type coverage struct {
 	gpt     *disk.GPT
 	regions []Region
 	verity  *VerityCoverage
+	problem string
 }
 
 func (c *coverage) add(offset, length int64, what string, pcr int, why string) {
@@ -120,7 +127,11 @@ func (c *coverage) measure(ctx context.Context, ukiPath string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", ukiPath, err)
 	}
-	if err := c.root(ctx, cmdline); err != nil && !errors.Is(err, errNoVerity) {
+	switch err := c.root(ctx, cmdline); {
+	case errors.Is(err, errNoVerity):
+	case errors.Is(err, errNoTree):
+		c.problem = err.Error()
+	case err != nil:
 		return err
 	}
 	return nil
@@ -213,15 +224,7 @@ func commandLine(image *efi.Image) ([]string, error) {
 	if !ok {
 		return nil, nil
 	}
-	if section.VirtualSize > maxCommandLine {
-		return nil, fmt.Errorf("its command line has %d bytes", section.VirtualSize)
-	}
-	content := make([]byte, section.VirtualSize)
-	if _, err := image.Content(section).ReadAt(content, 0); err != nil && err != io.EOF {
-		return nil, fmt.Errorf("read its command line: %w", err)
-	}
-	text, _, _ := strings.Cut(string(content), "\x00")
-	return strings.Fields(text), nil
+	return sectionWords(image, section)
 }
 
 // option returns the last value of an option on a kernel command line.
@@ -270,7 +273,7 @@ func (c *coverage) root(ctx context.Context, cmdline []string) error {
 		}
 		return c.tree(ctx, v, want, p, hashOffset)
 	}
-	return fmt.Errorf("no partition has a hash tree at offset %d that leads to the root hash %s of the kernel command line: the image cannot boot", hashOffset, text)
+	return fmt.Errorf("%w: no partition has one at offset %d that leads to the root hash %s of the kernel command line", errNoTree, hashOffset, text)
 }
 
 // tree recomputes a tree that leads to the expected root hash over the
@@ -293,7 +296,7 @@ func (c *coverage) tree(ctx context.Context, v *disk.Verity, want []byte, hash *
 		}
 	}
 	if best == nil {
-		return fmt.Errorf("the hash tree in partition %d speaks of %d blocks of %d bytes, and no partition has them", hash.Number, v.DataBlocks, v.DataBlockSize)
+		return fmt.Errorf("%w with its data: the one in partition %d speaks of %d blocks of %d bytes, and no partition has them", errNoTree, hash.Number, v.DataBlocks, v.DataBlockSize)
 	}
 	c.verity = &VerityCoverage{
 		RootHash: hex.EncodeToString(want), Partition: data.Number, HashPartition: hash.Number,

@@ -33,7 +33,7 @@ partitions, verity that does not stop the machine. Each finding has a severity
 (critical, high, medium, low, info), says why it matters, and how to close it.
 
 Nothing is mounted, and nothing is written. Exit status 1 says that a block is not
-what the root hash says, or that a finding is as severe as --fail-on.`,
+what the root hash says, that the hash tree of a root hash is missing, or that a finding is as severe as --fail-on.`,
 		Example: `  attestable-image inspect image.raw
   attestable-image inspect --fail-on medium image.raw
   attestable-image inspect --format sarif image.raw > findings.sarif`,
@@ -60,7 +60,7 @@ what the root hash says, or that a finding is as severe as --fail-on.`,
 			if err := writeAudit(auditOutput, inspection.Audit); err != nil {
 				return err
 			}
-			if v := inspection.Coverage.Verity; v != nil && !v.Holds {
+			if v := inspection.Coverage.Verity; v != nil && !v.Holds || inspection.Coverage.VerityProblem != "" {
 				return errDoesNotVerify
 			}
 			if limit != nil && len(inspection.Audit.AtLeast(*limit)) > 0 {
@@ -138,23 +138,12 @@ func inspectDisk(ctx context.Context, path string, o measure.Options) (*inspecti
 			part.Number, part.Type.String(), part.GUID.String(), part.Name, part.Offset, part.Size,
 		})
 	}
-	if i.Coverage, err = audit.MeasureCoverage(ctx, d, lastImage(p)); err != nil {
+	open, err := findOpenings(ctx, d, i.Measurements)
+	if err != nil {
 		return nil, err
 	}
-	i.Audit, err = audit.Disk(ctx, d, audit.Options{SecureBoot: o.SecureBoot.Enabled()})
-	return i, err
-}
-
-// lastImage is the path of the unified kernel image: the last of the boot chain
-// that is a file.
-func lastImage(p *measure.Prediction) string {
-	path := ""
-	for _, image := range p.Images {
-		if !strings.Contains(image.Path, "#") {
-			path = image.Path
-		}
-	}
-	return path
+	i.Coverage, i.Audit = open.coverage, open.report
+	return i, nil
 }
 
 func (i *inspection) write(w io.Writer, format string) error {
@@ -209,11 +198,16 @@ func (i *inspection) print(w io.Writer) {
 	}
 	covered, total := i.Coverage.Covered()
 	fmt.Fprintf(w, "  %s of %s are covered (%.1f %%)\n", formatBytes(covered), formatBytes(total), float64(covered)*100/float64(max(total, 1)))
-	printVerity(w, i.Coverage.Verity)
+	printVerity(w, i.Coverage)
 }
 
-func printVerity(w io.Writer, v *audit.VerityCoverage) {
+func printVerity(w io.Writer, c *audit.Coverage) {
 	fmt.Fprintln(w, "\nRoot file system")
+	v := c.Verity
+	if c.VerityProblem != "" {
+		fmt.Fprintf(w, "  %s: NO PCR is known to cover it\n", printable(c.VerityProblem))
+		return
+	}
 	if v == nil {
 		fmt.Fprintln(w, "  the kernel command line names no root hash: NO PCR covers the root file system")
 		return

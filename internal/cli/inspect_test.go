@@ -83,11 +83,22 @@ func TestInspectDebian(t *testing.T) {
 	if worst, ok := i.Audit.Worst(); ok && worst > audit.Low {
 		t.Errorf("the template has findings above low: %+v", i.Audit.AtLeast(audit.Medium))
 	}
-	var root audit.Region
+	var root, superblock audit.Region
 	for _, r := range i.Coverage.Regions {
+		if strings.HasSuffix(r.What, "verity superblock") {
+			superblock = r
+		}
 		if strings.HasSuffix(r.What, "root file system") {
 			root = r
 		}
+	}
+	broken := filepath.Join(t.TempDir(), "disk.raw")
+	if out, err := exec.Command("cp", "--sparse=always", disk, broken).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v\n%s", err, out)
+	}
+	flipByte(t, broken, superblock.Offset)
+	if status, i := inspectJSON(t, broken); status != 1 || i.Coverage.Verity != nil || !strings.Contains(i.Coverage.VerityProblem, "was not found") {
+		t.Errorf("without a tree: status %d, %q", status, i.Coverage.VerityProblem)
 	}
 	for _, block := range []int64{0, 1024, root.Length/4096 - 1} {
 		copied := filepath.Join(t.TempDir(), "disk.raw")

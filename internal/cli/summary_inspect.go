@@ -29,6 +29,12 @@ func inspectOpenings(ctx context.Context, path string, doc *measure.Document) (*
 		return nil, err
 	}
 	defer d.Close()
+	return findOpenings(ctx, d, doc)
+}
+
+// findOpenings looks at an open disk; doc names its boot chain, whose last file
+// is the unified kernel image.
+func findOpenings(ctx context.Context, d *disk.Disk, doc *measure.Document) (_ *openings, err error) {
 	uki := ""
 	for _, image := range doc.BootChain {
 		if !strings.Contains(image.Path, "#") {
@@ -50,6 +56,8 @@ func (o *openings) markdown() string {
 	fmt.Fprintf(&b, "\n### What it leaves open\n\nA PCR covers %s of the disk's %s (%.1f %%). ",
 		formatBytes(covered), formatBytes(total), float64(covered)*100/float64(max(total, 1)))
 	switch v := o.coverage.Verity; {
+	case o.coverage.VerityProblem != "":
+		fmt.Fprintf(&b, "**No PCR is known to cover the root file system**: %s\n", code(o.coverage.VerityProblem))
 	case v == nil:
 		b.WriteString("**No PCR covers the root file system**: the kernel command line names no root hash.\n")
 	case v.Holds:
