@@ -33,7 +33,8 @@ partitions, verity that does not stop the machine. Each finding has a severity
 (critical, high, medium, low, info), says why it matters, and how to close it.
 
 Nothing is mounted, and nothing is written. Exit status 1 says that a block is not
-what the root hash says, that the hash tree of a root hash is missing, or that a finding is as severe as --fail-on.`,
+what the root hash says, that the hash tree of a root hash is missing, or that a
+finding is as severe as --fail-on.`,
 		Example: `  attestable-image inspect image.raw
   attestable-image inspect --fail-on medium image.raw
   attestable-image inspect --format sarif image.raw > findings.sarif`,
