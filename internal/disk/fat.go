@@ -30,18 +30,20 @@ type FAT struct {
 
 // DirEntry is a file or directory in a FAT directory.
 type DirEntry struct {
-	Name    string // long name where there is one
-	IsDir   bool
-	Size    int64  // bytes; 0 for a directory
-	short   string // 8.3 name
-	cluster uint32 // first cluster, 0 when empty
-	offset  int64  // of the short entry, bytes from the start of the file system
+	Name     string // long name where there is one
+	IsDir    bool
+	ReadOnly bool
+	Size     int64  // bytes; 0 for a directory
+	short    string // 8.3 name
+	cluster  uint32 // first cluster, 0 when empty
+	offset   int64  // of the short entry, bytes from the start of the file system
 }
 
 const (
-	fatAttrVolume = 0x08
-	fatAttrDir    = 0x10
-	fatAttrLong   = 0x0f
+	fatAttrReadOnly = 0x01
+	fatAttrVolume   = 0x08
+	fatAttrDir      = 0x10
+	fatAttrLong     = 0x0f
 	// A FAT directory may hold 65,536 entries of 32 bytes.
 	fatMaxDir = 65536 * 32
 	// A file in more pieces than this is no image that a tool wrote; the bound
@@ -127,6 +129,9 @@ func OpenFAT(r io.ReaderAt, size int64) (*FAT, error) {
 	}
 	return f, nil
 }
+
+// Capacity is what the clusters hold, in bytes.
+func (f *FAT) Capacity() int64 { return int64(f.clusters) * f.clusterSize }
 
 // run is a stretch of consecutive clusters, in bytes.
 type run struct {
@@ -421,10 +426,11 @@ func decodeDirEntry(raw []byte, long *longName) DirEntry {
 		short += "." + ext
 	}
 	e := DirEntry{
-		Name:    short,
-		short:   short,
-		IsDir:   raw[11]&fatAttrDir != 0,
-		cluster: uint32(le.Uint16(raw[20:]))<<16 | uint32(le.Uint16(raw[26:])),
+		Name:     short,
+		short:    short,
+		IsDir:    raw[11]&fatAttrDir != 0,
+		ReadOnly: raw[11]&fatAttrReadOnly != 0,
+		cluster:  uint32(le.Uint16(raw[20:]))<<16 | uint32(le.Uint16(raw[26:])),
 	}
 	if !e.IsDir {
 		e.Size = int64(le.Uint32(raw[28:]))

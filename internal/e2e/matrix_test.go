@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -55,15 +56,21 @@ func (g guest) uki(t *testing.T, suite string, more ...testenv.PESection) []byte
 		{Name: ".uname", Data: []byte("6.12-matrix")},
 		{Name: ".initrd", Data: []byte("070701 no archive, and nobody asks for one\n")},
 	}, more...)
-	image, err := testenv.AddSections(stub, append(sections, testenv.PESection{Name: ".linux", Data: g.kernel(t)})...)
+	// What stands behind the first .profile belongs to a profile.
+	at := slices.IndexFunc(sections, func(s testenv.PESection) bool { return s.Name == ".profile" })
+	if at < 0 {
+		at = len(sections)
+	}
+	image, err := testenv.AddSections(stub, slices.Insert(sections, at, testenv.PESection{Name: ".linux", Data: g.kernel(t)})...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return image
 }
 
-// bootDisk makes a disk with these files on its EFI system partition.
-func bootDisk(t *testing.T, files map[string][]byte) string {
+// bootDisk makes a disk with these files on its EFI system partition, some of
+// them with FAT's read-only attribute.
+func bootDisk(t *testing.T, files map[string][]byte, readOnly ...string) string {
 	t.Helper()
 	const size, start = 200 << 20, 1 << 20 // bytes
 	dir := t.TempDir()
@@ -98,6 +105,9 @@ func bootDisk(t *testing.T, files map[string][]byte) string {
 			t.Fatal(err)
 		}
 		tool("mcopy", "-i", partition, file, "::"+name)
+	}
+	for _, name := range readOnly {
+		tool("mattrib", "-i", partition, "+r", "::"+name)
 	}
 	return path
 }
@@ -168,11 +178,10 @@ func identities(t *testing.T) map[string]*identity {
 		}
 	}
 	return map[string]*identity{
-		"own certificate":              {byLeaf, certificates(leaf), ca},
-		"signed, through systemd-boot": {byLeaf, certificates(leaf), ca},
-		"issuing CA":                   {byLeaf, certificates(other, ca), ca},
-		"two signatures":               {func(image []byte) []byte { return other.Sign(t, leaf.Sign(t, image)) }, certificates(other, ca), ca},
-		"digest":                       {slices.Clone[[]byte], digests, ca},
+		"own certificate": {byLeaf, certificates(leaf), ca},
+		"issuing CA":      {byLeaf, certificates(other, ca), ca},
+		"two signatures":  {func(image []byte) []byte { return other.Sign(t, leaf.Sign(t, image)) }, certificates(other, ca), ca},
+		"digest":          {slices.Clone[[]byte], digests, ca},
 	}
 }
 
@@ -216,12 +225,157 @@ func refusesToPredict(t *testing.T, disk, reason string) {
 	run(t, nil, command(t), "boot", disk).refuses(t, reason)
 }
 
+// files are those of an EFI system partition, by path.
+type files map[string][]byte
+
+// with returns the files and more.
+func (f files) with(more files) files {
+	all := maps.Clone(f)
+	maps.Copy(all, more)
+	return all
+}
+
+// parts are what the disks of one stub and architecture are made of.
+type parts struct {
+	t      *testing.T
+	guest  guest
+	stub   string // version
+	suite  string
+	kernel []byte
+	uki    []byte
+	loader []byte // systemd-boot
+}
+
+// addon makes an add-on with Debian's stub for add-ons.
+func (p parts) addon(sections ...testenv.PESection) []byte {
+	p.t.Helper()
+	stub := testenv.DebianFile(p.t, p.suite, p.guest.debian, "systemd-boot-efi", "usr/lib/systemd/boot/efi/addon"+p.guest.efi+".efi.stub")
+	image, err := testenv.AddSections(stub, sections...)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return image
+}
+
+// direct is a disk whose firmware starts the unified kernel image.
+func (p parts) direct() files { return files{p.guest.boot: p.uki} }
+
+// throughLoader is one whose firmware starts systemd-boot.
+func (p parts) throughLoader() files {
+	return files{
+		p.guest.boot: p.loader, "EFI/Linux/matrix.efi": p.uki,
+		"loader/loader.conf": []byte("timeout 0\nconsole-mode keep\n"),
+	}
+}
+
+// companions are files of every kind but add-ons; beside is the image's path.
+func companionFiles(beside string) files {
+	return files{
+		beside + ".extra.d/second.cred":       []byte("b"),
+		beside + ".extra.d/First.CRED":        []byte("a credential\n"),
+		beside + ".extra.d/.hidden.cred":      []byte("nobody looks at it"),
+		beside + ".extra.d/tools.raw":         bytes.Repeat([]byte("sysext"), 1000),
+		beside + ".extra.d/tools.confext.raw": bytes.Repeat([]byte("confext"), 999),
+		beside + ".extra.d/readme.txt":        []byte("nobody looks at it either"),
+		"loader/credentials/all.cred":         []byte("for all"),
+		"loader/credentials/ALL2.CRE":         []byte("no credential"),
+		"loader/extensions/all.raw":           []byte("for all, and odd"),
+		"loader/extensions/all.confext.raw":   []byte("for all"),
+	}
+}
+
+// A shape is a way to boot.
+type shape struct {
+	name   string
+	stubs  string // for which versions of systemd-stub, all when empty
+	files  func(parts) files
+	secure string // a name of identities, empty when Secure Boot is off
+	pcrs   string // all when empty
+}
+
+const (
+	allPCRs    = "4,5,7,9,11,12,13"
+	withoutPCR = "4,5,7,11,12,13" // but 9
+)
+
+var shapes = []shape{
+	{name: "direct", files: parts.direct},
+	{name: "through systemd-boot", files: parts.throughLoader},
+	{name: "type 1 entry", files: func(p parts) files {
+		return files{
+			p.guest.boot: p.loader, "loader/loader.conf": []byte("timeout 0\n"),
+			"vmlinuz": p.kernel, "initrd.img": []byte("070701 no archive either\n"),
+			"loader/entries/matrix.conf": []byte("title Matrix\nlinux /vmlinuz\ninitrd /initrd.img\noptions panic=-1\noptions quiet\n"),
+		}
+	}},
+	{name: "own certificate", files: parts.direct, secure: "own certificate"},
+	{name: "issuing CA", files: parts.direct, secure: "issuing CA"},
+	{name: "digest", files: parts.direct, secure: "digest"},
+	{name: "two signatures", files: parts.direct, secure: "two signatures"},
+	{name: "signed, through systemd-boot", files: parts.throughLoader, secure: "own certificate"},
+	{name: "companions", files: func(p parts) files { return p.direct().with(companionFiles(p.guest.boot)) }},
+	{name: "companions, through systemd-boot", secure: "own certificate", files: func(p parts) files {
+		return p.throughLoader().with(companionFiles("EFI/Linux/matrix.efi"))
+	}},
+	{name: "add-on", files: func(p parts) files {
+		if p.stub == "252" {
+			// It knows none, and passes over the file.
+			return p.direct().with(files{p.guest.boot + ".extra.d/one.addon.efi": []byte("anything")})
+		}
+		return p.direct().with(files{
+			p.guest.boot + ".extra.d/one.addon.efi": p.addon(testenv.PESection{Name: ".cmdline", Data: []byte("quiet")}),
+			p.guest.boot + ".extra.d/one.cred":      []byte("beside it"),
+		})
+	}},
+	{name: "signed add-ons", stubs: "257 newest", secure: "two signatures", files: func(p parts) files {
+		return p.direct().with(files{
+			"loader/addons/a.addon.efi":              p.addon(testenv.PESection{Name: ".cmdline", Data: []byte("first=1")}),
+			p.guest.boot + ".extra.d/c.addon.efi":    p.addon(testenv.PESection{Name: ".cmdline", Data: []byte("third=3\x00")}),
+			p.guest.boot + ".extra.d/B.Addon.efi":    p.addon(testenv.PESection{Name: ".cmdline", Data: []byte("second=2")}, testenv.PESection{Name: ".uname", Data: []byte("6.12-mat")}),
+			p.guest.boot + ".extra.d/d.addon.efi":    p.addon(testenv.PESection{Name: ".cmdline", Data: []byte("other=4")}, testenv.PESection{Name: ".uname", Data: []byte("6.13\x00")}),
+			p.guest.boot + ".extra.d/none.addon.efi": p.addon(testenv.PESection{Name: ".sbat", Data: []byte("sbat,1\n")}),
+		})
+	}},
+	{name: "add-ons with initrds", stubs: "257 newest", files: func(p parts) files {
+		return p.direct().with(companionFiles(p.guest.boot)).with(files{
+			"loader/addons/one.addon.efi": p.addon(testenv.PESection{Name: ".initrd", Data: []byte("first\n")}, testenv.PESection{Name: ".ucode", Data: []byte("microcode 1")}),
+			p.guest.boot + ".extra.d/two.addon.efi": p.addon(testenv.PESection{Name: ".ucode", Data: []byte("microcode two")},
+				testenv.PESection{Name: ".cmdline", Data: []byte("quiet")}, testenv.PESection{Name: ".initrd", Data: []byte("second")}),
+		})
+	}},
+	{name: "profiles", stubs: "257 newest", files: func(p parts) files {
+		return files{p.guest.boot: p.guest.uki(p.t, p.suite, profiles...)}
+	}},
+	{name: "profiles, through systemd-boot", stubs: "257 newest", secure: "own certificate", files: func(p parts) files {
+		return p.throughLoader().with(files{"EFI/Linux/matrix.efi": p.guest.uki(p.t, p.suite, profiles...)})
+	}},
+	{name: "random seed in use", stubs: "newest", pcrs: withoutPCR, files: func(p parts) files {
+		return p.direct().with(files{randomSeed: bytes.Repeat([]byte("seed"), 16)})
+	}},
+}
+
+// profiles are two of a unified kernel image: the first has a command line of its
+// own, the second another and an initrd.
+var profiles = []testenv.PESection{
+	{Name: ".profile", Data: []byte("ID=main\n")},
+	{Name: ".cmdline", Data: []byte("console=ttyS0 panic=-1 profile=main")},
+	{Name: ".profile", Data: []byte("ID=debug\nTITLE=Debugging\n")},
+	{Name: ".cmdline", Data: []byte("profile=debug")},
+	{Name: ".initrd", Data: []byte("070701 for debugging\n")},
+}
+
+// randomSeed, with FAT's read-only attribute, keeps systemd-stub 262 from giving
+// the initrd what differs from machine to machine.
+const randomSeed = "loader/random-seed"
+
 // always are the boots of the matrix that every run of the tests makes.
 var always = map[string]bool{
 	"x86_64/stub 252/through systemd-boot": true,
-	"x86_64/stub newest/direct":            true,
-	"x86_64/stub 257/type 1 entry":         true,
 	"x86_64/stub 254/issuing CA":           true,
+	"x86_64/stub 257/type 1 entry":         true,
+	"x86_64/stub 257/add-ons with initrds": true,
+	"x86_64/stub newest/direct":            true,
+	"x86_64/stub newest/signed add-ons":    true,
 	"aarch64/stub 257/direct":              true,
 }
 
@@ -236,65 +390,54 @@ func TestBootMatrix(t *testing.T) {
 	for _, g := range guests {
 		for _, stub := range stubs {
 			name := g.name + "/stub " + stub.version
-			shapes := []string{"direct", "through systemd-boot", "type 1 entry",
-				"own certificate", "issuing CA", "digest", "two signatures", "signed, through systemd-boot"}
-			wanted := func(shape string) bool { return full || always[name+"/"+shape] }
-			if !slices.ContainsFunc(shapes, wanted) {
+			var wanted []shape
+			for _, s := range shapes {
+				if (s.stubs == "" || slices.Contains(strings.Fields(s.stubs), stub.version)) && (full || always[name+"/"+s.name]) {
+					wanted = append(wanted, s)
+				}
+			}
+			if len(wanted) == 0 {
 				continue
 			}
 			t.Run(name, func(t *testing.T) {
-				pcrs := "4,5,7,9,11,12,13"
-				if stub.version == "newest" {
-					pcrs = "4,5,7,11,12,13"
-				}
-				uki := g.uki(t, stub.suite)
 				loader := testenv.DebianFile(t, stub.suite, g.debian, "systemd-boot-efi", "usr/lib/systemd/boot/efi/systemd-boot"+g.efi+".efi")
-				configuration := []byte("timeout 0\nconsole-mode keep\n")
-				disks := map[string]struct {
-					files  map[string][]byte
-					pcrs   string
-					secure *identity
-				}{
-					"direct": {map[string][]byte{g.boot: uki}, pcrs, nil},
-					"through systemd-boot": {map[string][]byte{
-						g.boot: loader, "EFI/Linux/matrix.efi": uki, "loader/loader.conf": configuration,
-					}, pcrs, nil},
-					"type 1 entry": {map[string][]byte{
-						g.boot: loader, "loader/loader.conf": configuration,
-						"vmlinuz": g.kernel(t), "initrd.img": []byte("070701 no archive either\n"),
-						"loader/entries/matrix.conf": []byte("title Matrix\nlinux /vmlinuz\ninitrd /initrd.img\noptions panic=-1\noptions quiet\n"),
-					}, "4,5,7,9,11,12,13", nil},
-				}
-				for shape, identity := range identities(t) {
-					disk := disks["direct"]
-					if strings.HasSuffix(shape, "systemd-boot") {
-						disk = disks["through systemd-boot"]
-					}
-					disk.secure, disk.files = identity, maps.Clone(disk.files)
-					for name, content := range disk.files {
-						if strings.HasSuffix(strings.ToLower(name), ".efi") {
-							disk.files[name] = identity.sign(content)
-						}
-					}
-					disks[shape] = disk
-				}
-				for _, shape := range shapes {
-					if wanted(shape) {
-						t.Run(shape, func(t *testing.T) {
-							if g.name == "aarch64" && stub.version == "252" {
-								// Its programs do not say what they are.
-								refusesToPredict(t, bootDisk(t, disks[shape].files), "what it loads next cannot be told")
-								return
-							}
-							flags := []string{"--pcr", disks[shape].pcrs}
-							if identity := disks[shape].secure; identity != nil {
-								flags = append(flags, identity.flags(t, slices.Collect(maps.Values(disks[shape].files)))...)
-							}
-							bootsAsPredicted(t, bootDisk(t, disks[shape].files), flags...)
-						})
-					}
+				made := parts{t, g, stub.version, stub.suite, g.kernel(t), g.uki(t, stub.suite), loader}
+				ways := identities(t)
+				for _, s := range wanted {
+					t.Run(s.name, func(t *testing.T) {
+						made.t = t
+						made.boots(s, ways[s.secure])
+					})
 				}
 			})
 		}
 	}
+}
+
+// boots makes the disk of a shape, and compares a boot of it with the prediction.
+func (p parts) boots(s shape, secure *identity) {
+	t := p.t
+	t.Helper()
+	content := s.files(p)
+	flags := []string{"--pcr", cmp.Or(s.pcrs, allPCRs)}
+	if secure != nil {
+		for name, image := range content {
+			if bytes.HasPrefix(image, []byte("MZ")) && strings.HasSuffix(strings.ToLower(name), ".efi") {
+				content[name] = secure.sign(image)
+			}
+		}
+		flags = append(flags, secure.flags(t, slices.Collect(maps.Values(content)))...)
+	}
+	var readOnly []string
+	if _, ok := content[randomSeed]; p.stub == "newest" && !ok {
+		content[randomSeed] = nil
+		readOnly = append(readOnly, randomSeed)
+	}
+	disk := bootDisk(t, content, readOnly...)
+	if p.guest.name == "aarch64" && p.stub == "252" {
+		// Its programs do not say what they are.
+		refusesToPredict(t, disk, "what it loads next cannot be told")
+		return
+	}
+	bootsAsPredicted(t, disk, flags...)
 }

@@ -62,7 +62,8 @@ func write(t testing.TB, disk, path string, content []byte) {
 	t.Helper()
 	for i, c := range path {
 		if c == '/' && !strings.EqualFold(path[:i], "EFI") && !strings.EqualFold(path[:i], "EFI/BOOT") {
-			mtools(t, disk, "mmd", "-D", "s", "::"+path[:i])
+			// It may be there: when it is not, mcopy fails.
+			_ = exec.Command(testenv.Tool(t, "mmd"), "-i", disk+"@@"+strconv.Itoa(espOffset), "-D", "s", "::"+path[:i]).Run()
 		}
 	}
 	file := filepath.Join(t.TempDir(), "content")
@@ -94,6 +95,25 @@ func overwrite(t *testing.T, disk string, offset int64, content []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// addAddon puts an add-on beside the unified kernel image.
+func addAddon(image []byte) func(t *testing.T, disk string) {
+	return func(t *testing.T, disk string) { write(t, disk, bootX64+".extra.d/debug.addon.efi", image) }
+}
+
+// resize changes the size in the directory entry of a short name.
+func resize(t *testing.T, disk, short string, size uint32) {
+	t.Helper()
+	content, err := os.ReadFile(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(content, []byte(short))
+	if at < 0 {
+		t.Fatalf("no short name %q on the disk", short)
+	}
+	overwrite(t, disk, int64(at)+28, binary.LittleEndian.AppendUint32(nil, size))
 }
 
 // rename changes a part of a file's long name into what no program would write.
@@ -147,14 +167,31 @@ func TestDiskRefuses(t *testing.T) {
 			mtools(t, d, "mdel", "::"+bootX64)
 			mtools(t, d, "mmd", "::"+bootX64)
 		}, want: "EFI system partition: open EFI/BOOT/BOOTX64.EFI: it is a directory"},
-		"credential":             {edit: add("loader/credentials/name.cred", "secret"), want: "PCR 12 cannot be predicted: loader/credentials/name.cred on the EFI system partition is a credential, which systemd-stub hands to the system: remove it"},
-		"credential of the UKI":  {edit: add(bootX64+".extra.d/name.cred", "secret"), want: "PCR 12 cannot be predicted: EFI/BOOT/BOOTX64.EFI.extra.d/name.cred on the EFI system partition is a credential"},
-		"credential, other case": {edit: add("Loader/CREDENTIALS/NAME.CRED", "secret"), want: "PCR 12 cannot be predicted: loader/credentials/NAME.CRED"},
-		"credential, PCR 4":      {edit: add("loader/credentials/name.cred", "secret"), o: Options{PCRs: []int{4, 7, 11}}},
-		"credential, PCR 9":      {edit: add("loader/credentials/name.cred", "secret"), o: Options{PCRs: []int{9}}, want: "PCR 9 cannot be predicted: loader/credentials/name.cred"},
-		"add-on":                 {edit: add(bootX64+".extra.d/debug.addon.efi", "MZ"), want: "PCR 4 cannot be predicted: EFI/BOOT/BOOTX64.EFI.extra.d/debug.addon.efi on the EFI system partition is an add-on, which systemd-stub loads: remove it"},
-		"add-on for all":         {edit: add("loader/addons/debug.addon.efi", "MZ"), want: "PCR 4 cannot be predicted: loader/addons/debug.addon.efi"},
-		"extension":              {edit: add(bootX64+".extra.d/tools.raw", "x"), want: "PCR 12 cannot be predicted: EFI/BOOT/BOOTX64.EFI.extra.d/tools.raw on the EFI system partition is an extension image"},
+		"credentials share clusters": {edit: func(t *testing.T, d string) {
+			add("loader/credentials/name.cred", "secret")(t, d)
+			resize(t, d, "NAME~1  CRE", 1<<30)
+		}, want: "the files of loader/credentials say that they have 1073741824 bytes, more than the file system holds"},
+		"credential whose name is a path": {edit: func(t *testing.T, d string) {
+			add("loader/credentials/a-b-long-name.cred", "secret")(t, d)
+			rename(t, d, "a-b", "a/b")
+		}, want: `loader/credentials has a file whose name a/b-long-name.cred is a path`},
+		"add-on that is none":    {edit: add(bootX64+".extra.d/debug.addon.efi", "MZ"), want: "PCR 4 cannot be predicted: add-on EFI/BOOT/BOOTX64.EFI.extra.d/debug.addon.efi on the EFI system partition: read PE image: "},
+		"add-on for all, PCR 12": {edit: add("loader/addons/debug.addon.efi", "MZ"), o: Options{PCRs: []int{12}}, want: "PCR 12 cannot be predicted: add-on loader/addons/debug.addon.efi"},
+		"add-on for aarch64":     {edit: addAddon(testenv.PE(0xaa64, section(".cmdline", "quiet"))), want: "EFI/BOOT/BOOTX64.EFI.extra.d/debug.addon.efi is for aarch64, what loads it for x86_64"},
+		"add-on with a kernel":   {edit: addAddon(testenv.UKI(0x8664, "257")), want: "it has a section .linux, and what systemd-stub makes of that is not predicted"},
+		"add-on with a tree":     {edit: addAddon(testenv.PE(0x8664, section(".dtb", "x"))), want: "it has a section .dtb, and"},
+		"add-on of two lines":    {edit: addAddon(testenv.PE(0x8664, section(".cmdline", "a"), section(".cmdline", "b"))), want: "it has 2 sections .cmdline, or an empty one"},
+		"add-on of a long line":  {edit: addAddon(testenv.PE(0x8664, section(".cmdline", strings.Repeat("a", 1<<17)))), want: "section .cmdline has 131072 bytes, more than the 65536 that are read"},
+		"add-on with a space":    {edit: addAddon(testenv.PE(0x8664, section(".cmdline", "quiet "))), want: "its command line is empty, begins or ends with space"},
+		"add-on, old stub": {edit: func(t *testing.T, d string) {
+			replace(testenv.UKI(0x8664, "254"))(t, d)
+			addAddon(testenv.PE(0x8664, section(".initrd", "x")))(t, d)
+		}, want: "it has an initrd or microcode, which systemd-stub uses from 257 on, and this is 254"},
+		"two add-ons, old stub": {edit: func(t *testing.T, d string) {
+			replace(testenv.UKI(0x8664, "254"))(t, d)
+			write(t, d, bootX64+".extra.d/a.addon.efi", testenv.PE(0x8664, section(".cmdline", "a")))
+			write(t, d, "loader/addons/b.addon.efi", testenv.PE(0x8664, section(".cmdline", "b")))
+		}, want: "releases of systemd-stub 254 measure several add-ons in different ways (loader/addons/b.addon.efi and EFI/BOOT/BOOTX64.EFI.extra.d/a.addon.efi): leave one"},
 		"harmless files": {edit: func(t *testing.T, d string) {
 			add("loader/credentials/README.txt", "x")(t, d)
 			add("startup.nsh", "x")(t, d)
@@ -185,8 +222,12 @@ func TestDiskRefuses(t *testing.T) {
 		"kernel that is none": {edit: replace(badKernel), want: "EFI/BOOT/BOOTX64.EFI#.linux: read PE image: "},
 		"two kernels":         {edit: replace(testenv.UKI(0x8664, "257", section(".linux", "x"))), o: Options{PCRs: []int{4}}, want: "EFI/BOOT/BOOTX64.EFI has 2 sections .linux, and which one counts cannot be told"},
 		"two versions":        {edit: replace(testenv.UKI(0x8664, "257", section(".sdmagic", "LoaderInfo: systemd-stub 258 "))), want: "EFI/BOOT/BOOTX64.EFI has 2 sections .sdmagic"},
-		"two command lines":   {edit: replace(testenv.UKI(0x8664, "257", section(".cmdline", "x"))), want: "PCR 11 cannot be predicted: EFI/BOOT/BOOTX64.EFI has 2 sections .cmdline, of which systemd-stub chooses at boot"},
-		"profiles":            {edit: replace(testenv.UKI(0x8664, "257", section(".profile", "ID=main"))), want: "PCR 11 cannot be predicted: EFI/BOOT/BOOTX64.EFI has 1 sections .profile"},
+		"two command lines":   {edit: replace(testenv.UKI(0x8664, "257", section(".cmdline", "x"))), want: "PCR 11 cannot be predicted: EFI/BOOT/BOOTX64.EFI: it has several sections .cmdline, of which systemd-stub chooses at boot"},
+		"kernel in a profile": {edit: replace(testenv.PE(0x8664, section(".sdmagic", "LoaderInfo: systemd-stub 257 "), section(".profile", "ID=a"), section(".profile", "ID=b"), section(".linux", "x"))), want: "EFI/BOOT/BOOTX64.EFI has its .linux section in a profile that nothing chooses"},
+		"profiles, old stub":  {edit: replace(testenv.UKI(0x8664, "256", section(".profile", "ID=main"), section(".cmdline", "x"))), want: "PCR 11 cannot be predicted: EFI/BOOT/BOOTX64.EFI: it has several sections .cmdline"},
+		"trees by machine":    {edit: replace(testenv.UKI(0x8664, "257", section(".dtbauto", "x"))), want: "PCR 11 cannot be predicted: EFI/BOOT/BOOTX64.EFI has a section .dtbauto, of which systemd-stub chooses by the machine"},
+		"PCR 9 of 260":        {edit: replace(testenv.UKI(0x8664, "260")), o: Options{PCRs: []int{9}}, want: "PCR 9 cannot be predicted: EFI/BOOT/BOOTX64.EFI: what systemd-stub 260 hands to the kernel is known for 252 to 257, and from 262 on"},
+		"PCR 9, no console":   {edit: replace(testenv.UKI(0x8664, "262")), o: Options{PCRs: []int{9}}, want: "systemd-stub 262 adds the consoles that the firmware has to the command line: put console= there"},
 		"empty section":       {edit: replace(testenv.UKI(0x8664, "257", section(".uname", ""))), want: "PCR 11 cannot be predicted: section .uname of EFI/BOOT/BOOTX64.EFI is empty"},
 		"kernel of 4 GiB":     {edit: replace(inflated), want: "section .linux of EFI/BOOT/BOOTX64.EFI says that 1536 bytes in the file fill 4026531840 bytes in memory, which no tool writes"},
 		"initrd of 16 MiB":    {edit: replace(inflatedInitrd), want: "section .initrd of EFI/BOOT/BOOTX64.EFI says that 512 bytes in the file fill 16777216 bytes in memory"},

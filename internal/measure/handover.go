@@ -3,8 +3,10 @@ package measure
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/org/attestable-image-action/internal/efi"
@@ -21,46 +23,91 @@ const (
 	tagLoaderConf  = 0xf5bc582a // of systemd-boot
 )
 
-// handOver adds the events of PCR 9. options are the load options that a boot
-// loader handed over; none means those of the image itself.
-func (p *prediction) handOver(ctx context.Context, path string, image *efi.Image, stub int, options []byte) error {
-	refuse := func(format string, args ...any) error {
-		return fmt.Errorf("PCR 9 cannot be predicted: %s: %s", path, fmt.Sprintf(format, args...))
+// handedOver is what the kernel gets beside the sections of the image.
+type handedOver struct {
+	options  []byte // command line of a boot loader, UTF-16LE with a NUL; none means the image's own
+	appended string // command lines of add-ons
+	addons   []addon
+}
+
+// Versions of systemd-stub whose hand-over depends on more than the disk.
+const (
+	stubMachine      = 261 // adds a secret of the machine to the initrd, and the firmware's console to the command line
+	stubReadOnlySeed = 262 // leaves the secret out when the random seed is marked read-only
+)
+
+// handOver adds the events of PCR 9.
+func (p *prediction) handOver(ctx context.Context, u *unified, h handedOver) error {
+	if u.stub < 252 || u.stub > 257 && u.stub < stubReadOnlySeed {
+		return fmt.Errorf("what systemd-stub %d hands to the kernel is known for 252 to 257, and from %d on", u.stub, stubReadOnlySeed)
 	}
-	if stub < 252 || stub > 257 {
-		return refuse("what systemd-stub %d hands to the kernel is known for 252 to 257 only", stub)
+	if u.ambiguous != nil {
+		return u.ambiguous
 	}
-	for _, name := range []string{".linux", ".cmdline", ".initrd", ".ucode", ".osrel", ".pcrsig", ".pcrpkey", ".profile"} {
-		n := 0
-		for _, s := range image.Sections {
-			if s.Name == name {
-				n++
+	options, err := u.loadOptions(h)
+	if err != nil {
+		return err
+	}
+	if u.stub >= stubMachine {
+		if err := p.independentOfMachine(u, options); err != nil {
+			return err
+		}
+	}
+	p.add(loadOptionsEvent(p.Bank, encodeUTF16(options)))
+	parts, err := p.initrds(u, h.addons)
+	if err != nil {
+		return err
+	}
+	if len(parts) == 0 {
+		return errors.New("it has no .initrd")
+	}
+	digest, err := p.hash(ctx, joinInitrds(parts))
+	if err != nil {
+		return fmt.Errorf("read initrd: %w", err)
+	}
+	p.add(initrdEvent(digest))
+	return nil
+}
+
+// loadOptions is the command line that the kernel gets.
+func (u *unified) loadOptions(h handedOver) (string, error) {
+	options := decodeUTF16(h.options)
+	if options == "" {
+		if section, ok := u.section(".cmdline"); ok {
+			var err error
+			if options, err = commandLine(u.image, section); err != nil {
+				return "", err
 			}
 		}
-		if n > 1 || n == 1 && name == ".profile" && stub >= 257 {
-			return refuse("it has %d sections %s, of which systemd-stub chooses at boot", n, name)
+	}
+	if options != "" && h.appended != "" {
+		options += " "
+	}
+	if options += h.appended; options == "" {
+		return "", errors.New("it has no command line, which versions of systemd-stub treat differently")
+	}
+	return options, nil
+}
+
+// independentOfMachine refuses what differs between machines, or between the
+// first boot and a later one: systemd-stub makes a secret from the random seed
+// that it keeps on the EFI system partition, and hands it to the initrd; and it
+// adds the firmware's consoles to a command line that names none.
+func (p *prediction) independentOfMachine(u *unified, options string) error {
+	if !strings.HasPrefix(options, "console=") && !strings.Contains(options, " console=") {
+		return fmt.Errorf("systemd-stub %d adds the consoles that the firmware has to the command line: put console= there", u.stub)
+	}
+	const seed = "loader/random-seed"
+	if p.fat != nil {
+		readOnly, err := readOnlyFile(p.fat, "loader", "random-seed")
+		if err != nil {
+			return err
+		}
+		if readOnly && (p.loader == 0 || p.loader >= stubReadOnlySeed) {
+			return nil
 		}
 	}
-	if len(options) == 0 {
-		var err error
-		if options, err = loadOptions(image); err != nil {
-			return refuse("%v", err)
-		}
-	}
-	p.add(loadOptionsEvent(p.Bank, options))
-	initrd, err := initrdReader(image, stub)
-	if err != nil {
-		return refuse("%v", err)
-	}
-	if initrd == nil {
-		return refuse("it has no .initrd")
-	}
-	h := cancelled(ctx, p.Bank.Hash().New())
-	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, initrd, make([]byte, 128<<10)); err != nil {
-		return fmt.Errorf("%s: read initrd: %w", path, err)
-	}
-	p.add(initrdEvent(h.Sum(nil)))
-	return nil
+	return fmt.Errorf("systemd-stub %d hands a secret of the machine to the initrd, unless the EFI system partition has a file %s with the read-only attribute", u.stub, seed)
 }
 
 func loadOptionsEvent(bank Bank, options []byte) Event {
@@ -90,95 +137,86 @@ func taggedEvent16(tag uint32, text string) []byte {
 	return append(data, encoded...)
 }
 
-// loadOptions is the command line in UTF-16LE with its NUL, as systemd-stub
-// hands it over. Versions differ in how they treat other characters and space
-// at either end.
-func loadOptions(image *efi.Image) ([]byte, error) {
-	text := ""
-	if section, ok := image.Section(".cmdline"); ok {
-		const limit = 64 << 10
-		if section.VirtualSize > limit {
-			return nil, fmt.Errorf("its command line has %d bytes", section.VirtualSize)
-		}
-		content := make([]byte, section.VirtualSize)
-		if _, err := image.Content(section).ReadAt(content, 0); err != nil && err != io.EOF {
-			return nil, fmt.Errorf("read its command line: %w", err)
-		}
-		text, _, _ = strings.Cut(string(content), "\x00")
+// commandLine reads a section with a command line. Versions of systemd-stub
+// differ in how they treat other characters, and space at either end.
+func commandLine(image *efi.Image, section efi.Section) (string, error) {
+	content, err := smallSection(image, section)
+	if err != nil {
+		return "", err
 	}
-	if text == "" || strings.TrimSpace(text) != text || strings.IndexFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) >= 0 {
-		return nil, fmt.Errorf("its command line is empty, begins or ends with space, or has other characters than printable ASCII, which versions of systemd-stub treat differently")
+	text, _, _ := strings.Cut(string(content), "\x00")
+	if text == "" || strings.TrimSpace(text) != text || strings.IndexFunc(text, unprintable) >= 0 {
+		return "", errors.New("its command line is empty, begins or ends with space, or has other characters than printable ASCII, which versions of systemd-stub treat differently")
 	}
-	return encodeUTF16(text), nil
+	return text, nil
 }
 
-// initrdReader returns the initrd as systemd-stub puts it together: microcode
-// first, the initrd, then what it wraps for user space, each padded to four
-// bytes when there is more than one. It is nil when there is nothing.
-func initrdReader(image *efi.Image, stub int) (io.Reader, error) {
-	type part struct {
-		r    io.Reader
-		size int64
+// initrdPart is a piece of the initrd.
+type initrdPart struct {
+	r    io.Reader
+	size int64 // bytes
+}
+
+// initrds returns the pieces that systemd-stub joins: microcode, of add-ons in
+// reverse and of the image; the image's initrd; what it wraps for user space;
+// and initrds of add-ons.
+func (p *prediction) initrds(u *unified, addons []addon) ([]initrdPart, error) {
+	var parts []initrdPart
+	add := func(image *efi.Image, section efi.Section) {
+		parts = append(parts, initrdPart{image.Content(section), int64(section.VirtualSize)})
 	}
-	var parts []part
-	addSection := func(name string) {
-		if section, ok := image.Section(name); ok {
-			parts = append(parts, part{image.Content(section), int64(section.VirtualSize)})
+	own := func(name string) {
+		if section, ok := u.section(name); ok {
+			add(u.image, section)
 		}
 	}
-	if stub >= 256 {
-		addSection(".ucode")
+	for _, a := range slices.Backward(addons) {
+		if a.ucode != nil {
+			add(a.image, *a.ucode)
+		}
 	}
-	addSection(".initrd")
-	wrapped := []struct {
+	if u.stub >= 256 {
+		own(".ucode")
+	}
+	own(".initrd")
+	for _, a := range u.companions.archives {
+		content, size, err := p.openArchive(a)
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, initrdPart{content, size})
+	}
+	for _, w := range []struct {
 		section, file string
 		since         int
 	}{
 		{".pcrsig", "tpm2-pcr-signature.json", 252},
 		{".pcrpkey", "tpm2-pcr-public-key.pem", 252},
 		{".osrel", "os-release", 257},
-	}
-	for _, w := range wrapped {
-		section, ok := image.Section(w.section)
-		if !ok || stub < w.since {
-			continue
+		{".profile", "profile", stubProfiles},
+	} {
+		if section, ok := u.section(w.section); ok && u.stub >= w.since {
+			content, size := cpioArchive(".extra", 0o555, 0o444, cpioMember{w.file, u.image.Content(section), int64(section.VirtualSize)})
+			parts = append(parts, initrdPart{content, size})
 		}
-		const limit = 1 << 20
-		if section.VirtualSize > limit {
-			return nil, fmt.Errorf("its section %s has %d bytes, more than the %d that are read", w.section, section.VirtualSize, limit)
-		}
-		content := make([]byte, section.VirtualSize)
-		if _, err := image.Content(section).ReadAt(content, 0); err != nil && err != io.EOF {
-			return nil, fmt.Errorf("read section %s: %w", w.section, err)
-		}
-		archive := extraArchive(w.file, content)
-		parts = append(parts, part{strings.NewReader(archive), int64(len(archive))})
 	}
-	if len(parts) == 0 {
-		return nil, nil
+	for _, a := range addons {
+		if a.initrd != nil {
+			add(a.image, *a.initrd)
+		}
 	}
+	return parts, nil
+}
+
+// joinInitrds joins the pieces, each padded to four bytes when there is more
+// than one.
+func joinInitrds(parts []initrdPart) io.Reader {
 	if len(parts) == 1 {
-		return parts[0].r, nil
+		return parts[0].r
 	}
 	var readers []io.Reader
 	for _, p := range parts {
-		readers = append(readers, p.r, strings.NewReader("\x00\x00\x00"[:(4-p.size%4)%4]))
+		readers = append(readers, p.r, strings.NewReader("\x00\x00\x00"[:-p.size&3]))
 	}
-	return io.MultiReader(readers...), nil
-}
-
-// extraArchive is the cpio archive (newc) of /.extra with one file in it.
-func extraArchive(file string, content []byte) string {
-	var b strings.Builder
-	entry := func(inode, mode uint32, name string, data []byte) {
-		fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
-			inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name)+1, 0, name)
-		b.WriteString("\x00\x00\x00"[:(4-b.Len()%4)%4])
-		b.Write(data)
-		b.WriteString("\x00\x00\x00"[:(4-b.Len()%4)%4])
-	}
-	entry(1, 0o040555, ".extra", nil)
-	entry(2, 0o100444, ".extra/"+file, content)
-	b.WriteString("070701" + strings.Repeat("0", 32) + "00000001" + strings.Repeat("0", 48) + "0000000B" + "00000000" + "TRAILER!!!\x00\x00\x00\x00")
-	return b.String()
+	return io.MultiReader(readers...)
 }

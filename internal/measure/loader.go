@@ -53,6 +53,7 @@ func (p *prediction) throughLoader(ctx context.Context, loaderPath string, loade
 	refuse := func(format string, args ...any) error {
 		return fmt.Errorf("PCR %d cannot be predicted: %s is systemd-boot %d, and %s", p.PCRs[0], loaderPath, version, fmt.Sprintf(format, args...))
 	}
+	p.loader = version
 	if version != 252 && version != 254 && version < 257 {
 		return refuse("what it hands over is known for 252, 254, 257 and later only")
 	}
@@ -95,20 +96,20 @@ func (p *prediction) throughLoader(ctx context.Context, loaderPath string, loade
 	if !entry.unified {
 		return p.startKernel(ctx, entry, image)
 	}
-	if err := p.checkCompanions(entry.image); err != nil {
-		return err
+	if version < stubProfiles && countSections(image, ".profile") > 0 {
+		return refuse("%s has profiles, which it does not know", shown)
 	}
 	// Until 254 systemd-boot hands over the command line that it finds in the
 	// UKI; later ones know that it is implied.
-	passed := ""
-	if _, ok := image.Section(".cmdline"); ok && version <= 254 {
-		options, err := loadOptions(image)
+	var passed []byte
+	if section, ok := image.Section(".cmdline"); ok && version <= 254 {
+		options, err := commandLine(image, section)
 		if err != nil {
 			return refuse("%s: %v", shown, err)
 		}
-		passed = string(options)
+		passed = encodeUTF16(options)
 	}
-	return p.load(ctx, shown, image, true, []byte(passed))
+	return p.load(ctx, entry.image, image, true, passed)
 }
 
 // readDir lists a directory of the ESP; one that is not there is empty.
@@ -332,11 +333,11 @@ func (p *prediction) loadInitrds(ctx context.Context, entry *bootEntry) error {
 	if err != nil {
 		return fmt.Errorf("initrd of boot entry %s: %w", plain(entry.id), err)
 	}
-	h := cancelled(ctx, p.Bank.Hash().New())
-	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{io.NewSectionReader(file, 0, file.Size())}, make([]byte, 128<<10)); err != nil {
+	digest, err := p.hash(ctx, io.NewSectionReader(file, 0, file.Size()))
+	if err != nil {
 		return fmt.Errorf("read initrd of boot entry %s: %w", plain(entry.id), err)
 	}
-	p.add(initrdEvent(h.Sum(nil)))
+	p.add(initrdEvent(digest))
 	return nil
 }
 
@@ -346,4 +347,13 @@ func encodeUTF16(text string) []byte {
 		out = binary.LittleEndian.AppendUint16(out, unit)
 	}
 	return out
+}
+
+// decodeUTF16 is the text without its NUL.
+func decodeUTF16(b []byte) string {
+	var units []uint16
+	for ; len(b) >= 2; b = b[2:] {
+		units = append(units, binary.LittleEndian.Uint16(b))
+	}
+	return strings.TrimSuffix(string(utf16.Decode(units)), "\x00")
 }

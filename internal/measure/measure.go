@@ -13,8 +13,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/org/attestable-image-action/internal/disk"
 	"github.com/org/attestable-image-action/internal/efi"
 )
@@ -154,46 +152,6 @@ func findBootPath(fat *disk.FAT, arch string) (string, *disk.File, error) {
 	return "", nil, fmt.Errorf("the EFI system partition has both %s and %s: choose the architecture", found[0].path, found[1].path)
 }
 
-// outsideFile is a file that systemd-stub picks up from beside the UKI.
-type outsideFile struct {
-	path string
-	pcrs []int // that it changes, among those that are predicted
-	why  string
-}
-
-// outsideFiles lists the files on the ESP that systemd-stub of any version
-// hands to the kernel (systemd-stub(7), section Companion Files).
-func outsideFiles(fat *disk.FAT, uki string) ([]outsideFile, error) {
-	var found []outsideFile
-	for _, dir := range []string{"loader/credentials", "loader/addons", "loader/extensions", uki + ".extra.d"} {
-		entries, err := fat.ReadDir(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("EFI system partition: %w", err)
-		}
-		for _, e := range entries {
-			if e.IsDir {
-				continue
-			}
-			file := outsideFile{path: plain(dir + "/" + e.Name)}
-			switch name := strings.ToLower(e.Name); {
-			case strings.HasSuffix(name, ".cred"):
-				file.pcrs, file.why = []int{9, 12}, "a credential, which systemd-stub hands to the system"
-			case strings.HasSuffix(name, ".efi"):
-				file.pcrs, file.why = []int{4, 7, 9, 12}, "an add-on, which systemd-stub loads"
-			case strings.HasSuffix(name, ".raw"):
-				file.pcrs, file.why = []int{9, 12, 13}, "an extension image, which systemd-stub hands to the system"
-			default:
-				continue
-			}
-			found = append(found, file)
-		}
-	}
-	return found, nil
-}
-
 // imageFile is a PE image that firmware or a boot loader loads.
 type imageFile struct {
 	path string
@@ -254,8 +212,9 @@ type Image struct {
 // prediction is one in the making.
 type prediction struct {
 	Options
-	gpt *disk.GPT // nil when there is no disk
-	fat *disk.FAT // of the EFI system partition, likewise
+	gpt    *disk.GPT // nil when there is no disk
+	fat    *disk.FAT // of the EFI system partition, likewise
+	loader int       // version of systemd-boot, 0 when there is none
 
 	result    Prediction
 	databases *databases
@@ -284,7 +243,7 @@ func (p *prediction) predict(ctx context.Context, files []imageFile) (*Predictio
 		}
 		if version, ok := loaderVersion(image); ok && p.fat != nil {
 			err = p.throughLoader(ctx, f.path, image, version)
-		} else if err = p.checkCompanions(f.path); err == nil {
+		} else {
 			err = p.load(ctx, f.path, image, i == len(files)-1, nil)
 		}
 		if err != nil {
@@ -351,83 +310,6 @@ func gptEvent(g *disk.GPT) []byte {
 		data = append(data, p.Entry...)
 	}
 	return data
-}
-
-// checkCompanions refuses files beside a UKI that systemd-stub would pick up.
-func (p *prediction) checkCompanions(uki string) error {
-	if p.fat == nil {
-		return nil
-	}
-	companions, err := outsideFiles(p.fat, uki)
-	if err != nil {
-		return err
-	}
-	for _, f := range companions {
-		for _, pcr := range f.pcrs {
-			if slices.Contains(p.PCRs, pcr) {
-				return fmt.Errorf("PCR %d cannot be predicted: %s on the EFI system partition is %s: remove it", pcr, f.path, f.why)
-			}
-		}
-	}
-	return nil
-}
-
-// load adds the events of a PE image that is loaded through LoadImage, and, for
-// the last one, of the unified kernel image in it. options are the load options
-// that a boot loader hands over, UTF-16LE with a NUL; none when there are none.
-func (p *prediction) load(ctx context.Context, path string, image *efi.Image, last bool, options []byte) error {
-	version, isUKI, err := image.StubVersion()
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	_, hasKernel := image.Section(".linux")
-	isUKI = isUKI && hasKernel
-	if isUKI {
-		for _, name := range []string{".linux", ".sdmagic"} {
-			if n := countSections(image, name); n > 1 {
-				return fmt.Errorf("%s has %d sections %s, and which one counts cannot be told", path, n, name)
-			}
-		}
-		for _, measured := range efi.MeasuredSections {
-			if section, ok := image.Section(measured.Name); ok {
-				if err := checkPadding(path, section); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	if last && !isUKI {
-		return p.notUKI(path, image, hasKernel)
-	}
-	if err := p.loadImage(ctx, path, image, version); err != nil {
-		return err
-	}
-	if !last {
-		return nil
-	}
-	for _, pcr := range []int{11, 12, 13} {
-		if version < 252 && slices.Contains(p.PCRs, pcr) {
-			return fmt.Errorf("PCR %d cannot be predicted: systemd-stub %d in %s is older than 252, which was the first to extend it by the rules that are known", pcr, version, path)
-		}
-	}
-	p.passOptions(options, "command line that the boot loader hands over")
-	if slices.Contains(p.PCRs, 11) {
-		if err := p.measureSections(ctx, path, image, version); err != nil {
-			return err
-		}
-	}
-	// systemd-stub measures the command line again when it uses it.
-	if _, own := image.Section(".cmdline"); own && p.SecureBoot.Enabled() {
-		options = nil
-	}
-	p.passOptions(options, "command line that systemd-stub takes from the boot loader")
-	if err := p.loadKernel(ctx, path, image, version); err != nil {
-		return err
-	}
-	if slices.Contains(p.PCRs, 9) {
-		return p.handOver(ctx, path, image, version, options)
-	}
-	return nil
 }
 
 // notUKI refuses an image that is no UKI at the end of the boot chain: what it
@@ -513,78 +395,4 @@ func (h ctxHash) Write(b []byte) (int, error) {
 		return 0, err
 	}
 	return h.Hash.Write(b)
-}
-
-// loadKernel adds the event of the kernel inside a UKI where systemd-stub lets
-// firmware load it: below version 252 always, from 252 to 257 with Secure Boot
-// off. Since 258 it starts the kernel by itself.
-func (p *prediction) loadKernel(ctx context.Context, path string, uki *efi.Image, stub int) error {
-	if stub >= 258 || stub >= 252 && p.SecureBoot.Enabled() {
-		return nil
-	}
-	section, _ := uki.Section(".linux")
-	content := uki.Content(section)
-	inner := path + "#.linux"
-	kernel, err := efi.ParseImage(content, content.Size())
-	if err != nil {
-		return fmt.Errorf("%s: %w", inner, err)
-	}
-	if err := p.checkArchitecture(inner, kernel); err != nil {
-		return err
-	}
-	return p.loadImage(ctx, inner, kernel, 0)
-}
-
-// maxPadding bounds the zeros, in bytes, by which a measured section may be
-// longer in memory than in the file; tools pad to a page at most.
-const maxPadding = 1 << 16
-
-func checkPadding(path string, s efi.Section) error {
-	if int64(s.VirtualSize) > int64(s.RawSize)+maxPadding {
-		return fmt.Errorf("section %s of %s says that %d bytes in the file fill %d bytes in memory, which no tool writes", s.Name, path, s.RawSize, s.VirtualSize)
-	}
-	return nil
-}
-
-// measureSections adds systemd-stub's events: for each section that it
-// measures, the name with its NUL, then the content.
-func (p *prediction) measureSections(ctx context.Context, path string, image *efi.Image, stub int) error {
-	var sections []efi.Section
-	for _, measured := range efi.MeasuredSections {
-		if stub < measured.Since {
-			continue
-		}
-		n := countSections(image, measured.Name)
-		section, ok := image.Section(measured.Name)
-		switch {
-		case !ok:
-			continue
-		case n > 1 || measured.Name == ".profile" || measured.Name == ".dtbauto" || measured.Name == ".efifw":
-			return fmt.Errorf("PCR 11 cannot be predicted: %s has %d sections %s, of which systemd-stub chooses at boot", path, n, measured.Name)
-		case section.VirtualSize == 0:
-			return fmt.Errorf("PCR 11 cannot be predicted: section %s of %s is empty, and versions of systemd-stub differ in what they do with it", measured.Name, path)
-		}
-		sections = append(sections, section)
-	}
-	digests := make([][]byte, len(sections))
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(2)
-	for i, section := range sections {
-		group.Go(func() error {
-			h := cancelled(ctx, p.Bank.Hash().New())
-			if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{image.Content(section)}, make([]byte, 128<<10)); err != nil {
-				return fmt.Errorf("%s: read section %s: %w", path, section.Name, err)
-			}
-			digests[i] = h.Sum(nil)
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	for i, section := range sections {
-		p.add(dataEvent(p.Bank, 11, EVIPL, []byte(section.Name+"\x00"), "name of "+section.Name))
-		p.add(Event{PCR: 11, Type: EVIPL, Description: section.Name + " (" + strconv.FormatUint(uint64(section.VirtualSize), 10) + " bytes)", Digest: digests[i]})
-	}
-	return nil
 }
