@@ -51,6 +51,7 @@ finding is as severe as --fail-on.`,
 			if err != nil {
 				return err
 			}
+			o.NeededDigests = format != "json"
 			inspection, err := inspectDisk(cmd.Context(), args[0], o)
 			if err != nil {
 				return err

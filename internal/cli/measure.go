@@ -161,6 +161,8 @@ the reason.`,
 			if err != nil {
 				return err
 			}
+			// The table shows no digest of an image; the runner's outputs do.
+			o.NeededDigests = format == "table" && !gha.Enabled()
 			digest := format == "json"
 			if cmd.Flags().Changed("disk-digest") {
 				digest = diskDigest

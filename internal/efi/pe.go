@@ -187,46 +187,43 @@ func readFull(r io.ReaderAt, p []byte, off, size int64, what string) error {
 }
 
 // Authenticode writes what an Authenticode digest covers to every hash, in one
-// pass over the file: the headers without CheckSum and the certificate table's
-// directory entry, then every section that has content in the order of the
-// file, then what follows the last section up to the certificate table.
-//
-// It is EDK II's reading of the format: overlapping sections are hashed twice,
-// and data after the last section counts by its amount, not its place.
+// pass over the file.
 func (i *Image) Authenticode(hashes ...hash.Hash) error {
 	w := make([]io.Writer, len(hashes))
 	for n, h := range hashes {
 		w[n] = h
 	}
-	if err := i.writeAuthenticode(io.MultiWriter(w...)); err != nil {
+	r, _, err := i.AuthenticodeContent()
+	if err == nil {
+		_, err = io.CopyBuffer(io.MultiWriter(w...), r, make([]byte, 128<<10))
+	}
+	if err != nil {
 		return fmt.Errorf("take Authenticode digest: %w", err)
 	}
 	return nil
 }
 
-func (i *Image) writeAuthenticode(w io.Writer) error {
-	buf := make([]byte, 128<<10)
-	span := func(from, to int64) error {
-		n, err := io.CopyBuffer(w, struct{ io.Reader }{io.NewSectionReader(i.r, from, to-from)}, buf)
-		if err == nil && n < to-from {
-			err = io.ErrUnexpectedEOF
-		}
-		return err
+// AuthenticodeContent returns a reader over what an Authenticode digest covers,
+// and its length in bytes: the headers without CheckSum and the certificate
+// table's directory entry, then every section that has content in the order of
+// the file, then what follows the last section up to the certificate table.
+//
+// It is EDK II's reading of the format: overlapping sections are hashed twice,
+// and data after the last section counts by its amount, not its place.
+func (i *Image) AuthenticodeContent() (r io.Reader, length int64, err error) {
+	c := &authenticodeContent{r: i.r}
+	add := func(from, to int64) {
+		c.spans = append(c.spans, span{from, to})
+		length += to - from
 	}
 	headers := int64(i.headersSize)
 	next := i.checksum + 4
-	if err := span(0, i.checksum); err != nil {
-		return err
-	}
+	add(0, i.checksum)
 	if i.certEntry != 0 {
-		if err := span(next, i.certEntry); err != nil {
-			return err
-		}
+		add(next, i.certEntry)
 		next = i.certEntry + 8
 	}
-	if err := span(next, headers); err != nil {
-		return err
-	}
+	add(next, headers)
 	hashed := headers
 	sections := slices.Clone(i.Sections)
 	slices.SortStableFunc(sections, func(a, b Section) int {
@@ -236,18 +233,44 @@ func (i *Image) writeAuthenticode(w io.Writer) error {
 		if s.RawSize == 0 {
 			continue
 		}
-		if err := span(int64(s.RawOffset), int64(s.RawOffset)+int64(s.RawSize)); err != nil {
-			return err
-		}
+		add(int64(s.RawOffset), int64(s.RawOffset)+int64(s.RawSize))
 		hashed += int64(s.RawSize)
 	}
 	if hashed < i.size {
 		if hashed+int64(i.certSize) > i.size {
-			return fmt.Errorf("sections and certificate table are %d bytes longer than the file: firmware would not load it", hashed+int64(i.certSize)-i.size)
+			return nil, 0, fmt.Errorf("sections and certificate table are %d bytes longer than the file: firmware would not load it", hashed+int64(i.certSize)-i.size)
 		}
-		return span(hashed, i.size-int64(i.certSize))
+		add(hashed, i.size-int64(i.certSize))
 	}
-	return nil
+	return c, length, nil
+}
+
+// span is a stretch of a file, in bytes from its start.
+type span struct{ from, to int64 }
+
+type authenticodeContent struct {
+	r     io.ReaderAt
+	spans []span // that are left to read
+}
+
+func (c *authenticodeContent) Read(p []byte) (int, error) {
+	for len(c.spans) > 0 && c.spans[0].from >= c.spans[0].to {
+		c.spans = c.spans[1:]
+	}
+	if len(c.spans) == 0 {
+		return 0, io.EOF
+	}
+	s := &c.spans[0]
+	p = p[:min(int64(len(p)), s.to-s.from)]
+	n, err := c.r.ReadAt(p, s.from)
+	s.from += int64(n)
+	if n == len(p) {
+		return n, nil
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
 }
 
 // Section returns the first section of a name.

@@ -47,7 +47,7 @@ func FindBootChain(ctx context.Context, d *disk.Disk, arch string) (*BootChain, 
 	if _, isLoader := loaderVersion(first); !isLoader && (!hasKernel || !hasStub) {
 		return nil, fmt.Errorf("%s, which firmware starts, is neither a unified kernel image (a .linux section with a systemd-stub before it) nor systemd-boot", path)
 	}
-	p, err := measureDisk(ctx, d, Options{PCRs: []int{7}, Arch: arch})
+	p, err := measureDisk(ctx, d, Options{PCRs: []int{7}, Arch: arch, NeededDigests: true})
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package measure
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -160,24 +159,21 @@ func (p *prediction) companionFiles(dir string) ([]companion, error) {
 }
 
 // measureCompanions adds the events of what is handed to the kernel as archives.
-func (p *prediction) measureCompanions(ctx context.Context, found *companions) error {
+func (p *prediction) measureCompanions(found *companions) error {
 	for _, a := range found.archives {
 		if !slices.Contains(p.PCRs, a.kind.pcr) {
 			continue
 		}
-		content, _, err := p.openArchive(a)
+		content, size, err := p.openArchive(a)
 		if err != nil {
 			return err
-		}
-		digest, err := p.hash(ctx, content)
-		if err != nil {
-			return fmt.Errorf("EFI system partition: read %s: %w", a.kind.what, err)
 		}
 		names := make([]string, 0, len(a.files))
 		for _, file := range a.files {
 			names = append(names, plain(file.path))
 		}
-		p.add(Event{PCR: a.kind.pcr, Type: EVIPL, Description: a.kind.what + ": " + strings.Join(names, ", "), Digest: digest})
+		event := Event{PCR: a.kind.pcr, Type: EVIPL, Description: a.kind.what + ": " + strings.Join(names, ", ")}
+		p.addHashed(event, content, size, a.kind.what+" on the EFI system partition")
 	}
 	return nil
 }
@@ -208,7 +204,7 @@ type addon struct {
 
 // loadAddons adds the events of loading each add-on, and returns those that are
 // not passed over.
-func (p *prediction) loadAddons(ctx context.Context, u *unified) ([]addon, error) {
+func (p *prediction) loadAddons(u *unified) ([]addon, error) {
 	if len(u.companions.addons) == 0 {
 		return nil, nil
 	}
@@ -221,7 +217,7 @@ func (p *prediction) loadAddons(ctx context.Context, u *unified) ([]addon, error
 	}
 	var addons []addon
 	for _, file := range u.companions.addons {
-		a, err := p.loadAddon(ctx, file, u.stub)
+		a, err := p.loadAddon(file, u.stub)
 		if err != nil {
 			return nil, p.refuseAddon(file, err)
 		}
@@ -285,7 +281,7 @@ func sameKernel(uname, wanted []byte) bool {
 	return true
 }
 
-func (p *prediction) loadAddon(ctx context.Context, c companion, stub int) (*addon, error) {
+func (p *prediction) loadAddon(c companion, stub int) (*addon, error) {
 	file, err := p.fat.Open(c.path)
 	if err != nil {
 		return nil, err
@@ -330,10 +326,12 @@ func (p *prediction) loadAddon(ctx context.Context, c companion, stub int) (*add
 	if (a.initrd != nil || a.ucode != nil) && stub < stubInitrdAddons {
 		return nil, fmt.Errorf("it has an initrd or microcode, which systemd-stub uses from %d on, and this is %d", stubInitrdAddons, stub)
 	}
-	if err := p.loadImage(ctx, shown, image, 0); err != nil {
-		return nil, err
-	}
-	return a, nil
+	return a, p.loadImage(shown, image, 0, func(err error) error {
+		if reason, ok := errors.AsType[deniedError](err); ok {
+			err = fmt.Errorf("with these Secure Boot variables firmware does not let it run: %s", string(reason))
+		}
+		return p.refuseAddon(c, err)
+	})
 }
 
 // measureAddons adds the event of the command lines of all add-ons, which
@@ -360,35 +358,23 @@ const (
 
 // measureAddonInitrds adds the events of microcode, in reverse since the kernel
 // takes the first that it finds, and of initrds.
-func (p *prediction) measureAddonInitrds(ctx context.Context, addons []addon) error {
+func (p *prediction) measureAddonInitrds(addons []addon) {
 	if !slices.Contains(p.PCRs, 12) {
-		return nil
+		return
 	}
-	add := func(a addon, section *efi.Section, tag uint32) error {
-		if section == nil {
-			return nil
+	add := func(a addon, section *efi.Section, tag uint32) {
+		if section != nil {
+			what := section.Name + " of " + plain(a.path)
+			event := Event{PCR: 12, Type: EVEventTag, Description: what, Data: taggedEvent16(tag, a.name)}
+			p.addHashed(event, a.image.Content(*section), int64(section.VirtualSize), "section "+what)
 		}
-		digest, err := p.hash(ctx, a.image.Content(*section))
-		if err != nil {
-			return fmt.Errorf("%s: read section %s: %w", plain(a.path), section.Name, err)
-		}
-		p.add(Event{
-			PCR: 12, Type: EVEventTag, Description: section.Name + " of " + plain(a.path), Digest: digest,
-			Data: taggedEvent16(tag, a.name),
-		})
-		return nil
 	}
 	for _, a := range slices.Backward(addons) {
-		if err := add(a, a.ucode, tagUcodeAddon); err != nil {
-			return err
-		}
+		add(a, a.ucode, tagUcodeAddon)
 	}
 	for _, a := range addons {
-		if err := add(a, a.initrd, tagInitrdAddon); err != nil {
-			return err
-		}
+		add(a, a.initrd, tagInitrdAddon)
 	}
-	return nil
 }
 
 // readOnlyFile says whether a file is on the EFI system partition and carries

@@ -186,3 +186,22 @@ func TestAddons(t *testing.T) {
 		t.Errorf("an add-on for another kernel: PCR 12 is %x, images %v", p.Value(12), p.Images)
 	}
 }
+
+// TestAddonDenied has an add-on that Secure Boot does not let run: systemd-stub
+// would boot without it.
+func TestAddonDenied(t *testing.T) {
+	signer := testenv.NewSigner(t, "signer", nil)
+	lists := testenv.SignatureList(efi.CertX509, signer.Certificate.Raw)
+	e := newDiskEditor(t, "stub257")
+	path := e.copy(t)
+	write(t, path, bootX64, signer.Sign(t, testenv.UKI(0x8664, "257")))
+	addon := testenv.PE(0x8664, testenv.PESection{Name: ".cmdline", Data: []byte("debug")})
+	write(t, path, bootX64+".extra.d/debug.addon.efi", addon)
+	o := Options{SecureBoot: SecureBoot{PK: lists, DB: lists}}
+	_, err := Disk(t.Context(), openDisk(t, path), o)
+	wantError(t, err, "PCR 4 cannot be predicted: add-on EFI/BOOT/BOOTX64.EFI.extra.d/debug.addon.efi on the EFI system partition: with these Secure Boot variables firmware does not let it run: EFI/BOOT/BOOTX64.EFI.extra.d/debug.addon.efi is not signed")
+	write(t, path, bootX64+".extra.d/debug.addon.efi", signer.Sign(t, addon))
+	if _, err := Disk(t.Context(), openDisk(t, path), o); err != nil {
+		t.Error(err)
+	}
+}

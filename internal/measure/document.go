@@ -176,10 +176,13 @@ func (p *Prediction) Document() *Document {
 		d.Measurements.PCRs[n] = hexDigest(p.values[n])
 	}
 	for _, i := range p.Images {
-		d.BootChain = append(d.BootChain, ImageInfo{
-			Path: i.Path, Size: i.Size, StubVersion: i.Stub,
-			Authenticode: map[Bank]string{SHA256: hexDigest(i.SHA256), SHA384: hexDigest(i.SHA384)},
-		})
+		info := ImageInfo{Path: i.Path, Size: i.Size, StubVersion: i.Stub, Authenticode: map[Bank]string{}}
+		for bank, digest := range map[Bank][]byte{SHA256: i.SHA256, SHA384: i.SHA384} {
+			if digest != nil {
+				info.Authenticode[bank] = hexDigest(digest)
+			}
+		}
+		d.BootChain = append(d.BootChain, info)
 	}
 	for _, e := range p.Events {
 		if slices.Contains(p.PCRs, e.PCR) {

@@ -15,7 +15,8 @@ import (
 
 // tinyDisk makes a disk of 64 KiB that can be predicted: a GUID partition table
 // by sgdisk, and a FAT12 file system by mtools with a unified kernel image.
-func tinyDisk(t testing.TB, uki []byte) []byte {
+// More files may stand beside it, by their paths.
+func tinyDisk(t testing.TB, uki []byte, more ...testenv.PESection) []byte {
 	t.Helper()
 	const first, last = 34, 94 // sectors of the EFI system partition
 	dir := t.TempDir()
@@ -34,6 +35,19 @@ func tinyDisk(t testing.TB, uki []byte) []byte {
 	} {
 		if out, err := exec.Command(testenv.Tool(t, command[0]), command[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", strings.Join(command, " "), err, out)
+		}
+	}
+	for _, file := range more {
+		if err := os.WriteFile(image, file.Data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for i, c := range file.Name {
+			if c == '/' {
+				_ = exec.Command(testenv.Tool(t, "mmd"), "-i", esp, "-D", "s", "::"+file.Name[:i]).Run() // it may be there
+			}
+		}
+		if out, err := exec.Command(testenv.Tool(t, "mcopy"), "-i", esp, image, "::"+file.Name).CombinedOutput(); err != nil {
+			t.Fatalf("mcopy: %v\n%s", err, out)
 		}
 	}
 	content, err := os.ReadFile(path)
@@ -83,6 +97,11 @@ func FuzzDisk(f *testing.F) {
 	f.Add(tinyDisk(f, signer.Sign(f, uki)), true)
 	f.Add(tinyDisk(f, testenv.UKI(0x8664, "252", testenv.PESection{Name: ".sbat", Data: []byte("sbat,1")})), false)
 	f.Add(tinyDisk(f, testenv.PE(0x8664, testenv.PESection{Name: ".sdmagic", Data: []byte("LoaderInfo: systemd-boot 257 ####")})), false)
+	f.Add(tinyDisk(f, testenv.UKI(0x8664, "258", testenv.PESection{Name: ".profile", Data: []byte("ID=a")}, testenv.PESection{Name: ".cmdline", Data: []byte("a")}),
+		testenv.PESection{Name: "EFI/BOOT/BOOTX64.EFI.extra.d/a.cred", Data: []byte("a")},
+		testenv.PESection{Name: "loader/extensions/b.confext.raw", Data: []byte("bb")},
+		testenv.PESection{Name: "loader/addons/c.addon.efi", Data: testenv.PE(0x8664, testenv.PESection{Name: ".cmdline", Data: []byte("c")}, testenv.PESection{Name: ".initrd", Data: []byte("c")})},
+	), false)
 	s := schema(f)
 	lists := testenv.SignatureList([16]byte{0xa1, 0x59, 0xc0, 0xa5, 0xe4, 0x94, 0xa7, 0x4a, 0x87, 0xb5, 0xab, 0x15, 0x5c, 0x2b, 0xf0, 0x72}, signer.Certificate.Raw)
 	f.Fuzz(func(t *testing.T, content []byte, secureBoot bool) {
@@ -100,6 +119,7 @@ func FuzzDisk(f *testing.F) {
 			o.SecureBoot = SecureBoot{PK: lists, DB: lists}
 		}
 		d := openDisk(t, path)
+		o.PCRs = []int{4, 5, 7, 11, 12, 13}
 		p, err := Disk(t.Context(), d, o)
 		if err != nil {
 			if !strings.HasPrefix(err.Error(), "measure "+path+": ") || strings.ContainsFunc(err.Error(), func(r rune) bool { return r < ' ' || r == 0x7f }) {

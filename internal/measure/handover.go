@@ -1,7 +1,6 @@
 package measure
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -37,7 +36,7 @@ const (
 )
 
 // handOver adds the events of PCR 9.
-func (p *prediction) handOver(ctx context.Context, u *unified, h handedOver) error {
+func (p *prediction) handOver(u *unified, h handedOver) error {
 	if u.stub < 252 || u.stub > 257 && u.stub < stubReadOnlySeed {
 		return fmt.Errorf("what systemd-stub %d hands to the kernel is known for 252 to 257, and from %d on", u.stub, stubReadOnlySeed)
 	}
@@ -61,11 +60,8 @@ func (p *prediction) handOver(ctx context.Context, u *unified, h handedOver) err
 	if len(parts) == 0 {
 		return errors.New("it has no .initrd")
 	}
-	digest, err := p.hash(ctx, joinInitrds(parts))
-	if err != nil {
-		return fmt.Errorf("read initrd: %w", err)
-	}
-	p.add(initrdEvent(digest))
+	content, size := joinInitrds(parts)
+	p.addHashed(initrdEvent, content, size, "initrd of "+u.shown)
 	return nil
 }
 
@@ -117,9 +113,8 @@ func loadOptionsEvent(bank Bank, options []byte) Event {
 	}
 }
 
-func initrdEvent(digest []byte) Event {
-	return Event{PCR: 9, Type: EVEventTag, Description: "initrd", Digest: digest, Data: taggedEvent(tagInitrd, "Linux initrd")}
-}
+// initrdEvent lacks the digest.
+var initrdEvent = Event{PCR: 9, Type: EVEventTag, Description: "initrd", Data: taggedEvent(tagInitrd, "Linux initrd")}
 
 // taggedEvent encodes TCG_PCClientTaggedEvent: the tag, the length of the data,
 // and the data, here text with its NUL.
@@ -209,14 +204,16 @@ func (p *prediction) initrds(u *unified, addons []addon) ([]initrdPart, error) {
 }
 
 // joinInitrds joins the pieces, each padded to four bytes when there is more
-// than one.
-func joinInitrds(parts []initrdPart) io.Reader {
+// than one, and returns the size in bytes.
+func joinInitrds(parts []initrdPart) (io.Reader, int64) {
 	if len(parts) == 1 {
-		return parts[0].r
+		return parts[0].r, parts[0].size
 	}
-	var readers []io.Reader
+	readers := make([]io.Reader, 0, 2*len(parts))
+	size := int64(0)
 	for _, p := range parts {
 		readers = append(readers, p.r, strings.NewReader("\x00\x00\x00"[:-p.size&3]))
+		size += (p.size + 3) &^ 3
 	}
-	return io.MultiReader(readers...)
+	return io.MultiReader(readers...), size
 }

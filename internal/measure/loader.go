@@ -1,7 +1,6 @@
 package measure
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -49,7 +48,7 @@ type bootEntry struct {
 
 // throughLoader adds the events of systemd-boot and of the only entry that it
 // finds.
-func (p *prediction) throughLoader(ctx context.Context, loaderPath string, loader *efi.Image, version int) error {
+func (p *prediction) throughLoader(loaderPath string, loader *efi.Image, version int) error {
 	refuse := func(format string, args ...any) error {
 		return fmt.Errorf("PCR %d cannot be predicted: %s is systemd-boot %d, and %s", p.PCRs[0], loaderPath, version, fmt.Sprintf(format, args...))
 	}
@@ -71,7 +70,7 @@ func (p *prediction) throughLoader(ctx context.Context, loaderPath string, loade
 			return refuse("%s/%s makes it load drivers or enrol keys: remove it", dir, plain(entries[0].Name))
 		}
 	}
-	if err := p.loadImage(ctx, loaderPath, loader, 0); err != nil {
+	if err := p.loadImage(loaderPath, loader, 0, nil); err != nil {
 		return err
 	}
 	if err := p.loaderConfiguration(version, refuse); err != nil {
@@ -94,7 +93,7 @@ func (p *prediction) throughLoader(ctx context.Context, loaderPath string, loade
 		return err
 	}
 	if !entry.unified {
-		return p.startKernel(ctx, entry, image)
+		return p.startKernel(entry, image)
 	}
 	if version < stubProfiles && countSections(image, ".profile") > 0 {
 		return refuse("%s has profiles, which it does not know", shown)
@@ -109,7 +108,7 @@ func (p *prediction) throughLoader(ctx context.Context, loaderPath string, loade
 		}
 		passed = encodeUTF16(options)
 	}
-	return p.load(ctx, entry.image, image, true, passed)
+	return p.load(entry.image, image, true, passed)
 }
 
 // readDir lists a directory of the ESP; one that is not there is empty.
@@ -285,11 +284,11 @@ func unprintable(r rune) bool { return r < ' ' || r > '~' }
 
 // startKernel adds the events of a type 1 entry: the kernel, the options that
 // systemd-boot hands over, and what the kernel's EFI stub makes of them.
-func (p *prediction) startKernel(ctx context.Context, entry *bootEntry, image *efi.Image) error {
+func (p *prediction) startKernel(entry *bootEntry, image *efi.Image) error {
 	if _, found := image.Section(".linux"); found {
 		return fmt.Errorf("PCR 12 cannot be predicted: boot entry %s starts the unified kernel image %s as a kernel", plain(entry.id), entry.image)
 	}
-	if err := p.loadImage(ctx, entry.image, image, 0); err != nil {
+	if err := p.loadImage(entry.image, image, 0, nil); err != nil {
 		return err
 	}
 	var words []string
@@ -310,7 +309,7 @@ func (p *prediction) startKernel(ctx context.Context, entry *bootEntry, image *e
 	if options != nil {
 		p.add(loadOptionsEvent(p.Bank, options))
 	}
-	return p.loadInitrds(ctx, entry)
+	return p.loadInitrds(entry)
 }
 
 // passOptions adds the event of a command line that is handed over.
@@ -322,7 +321,7 @@ func (p *prediction) passOptions(options []byte, description string) {
 
 // loadInitrds adds the kernel's event of the initrds of a type 1 entry, which
 // systemd-boot joins.
-func (p *prediction) loadInitrds(ctx context.Context, entry *bootEntry) error {
+func (p *prediction) loadInitrds(entry *bootEntry) error {
 	if len(entry.initrds) == 0 {
 		return nil
 	}
@@ -333,11 +332,7 @@ func (p *prediction) loadInitrds(ctx context.Context, entry *bootEntry) error {
 	if err != nil {
 		return fmt.Errorf("initrd of boot entry %s: %w", plain(entry.id), err)
 	}
-	digest, err := p.hash(ctx, io.NewSectionReader(file, 0, file.Size()))
-	if err != nil {
-		return fmt.Errorf("read initrd of boot entry %s: %w", plain(entry.id), err)
-	}
-	p.add(initrdEvent(digest))
+	p.addHashed(initrdEvent, io.NewSectionReader(file, 0, file.Size()), file.Size(), "initrd of boot entry "+plain(entry.id))
 	return nil
 }
 

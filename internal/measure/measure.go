@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"slices"
@@ -43,6 +42,9 @@ type Options struct {
 	// Arch chooses between boot paths when a disk has several: "x86_64" or
 	// "aarch64"; empty means the one that there is.
 	Arch string
+	// NeededDigests leaves out of Prediction.Images the digests that no PCR that
+	// was asked for and no decision of Secure Boot needs: they cost time.
+	NeededDigests bool
 }
 
 func (o *Options) complete() error {
@@ -204,7 +206,7 @@ func (p *Prediction) Value(pcr int) []byte { return p.values[pcr] }
 type Image struct {
 	Path   string // on the ESP; a part of it in the form "PATH#.section"
 	Size   int64  // bytes
-	SHA256 []byte // Authenticode digests
+	SHA256 []byte // Authenticode digests; nil when they were not needed
 	SHA384 []byte
 	Stub   int // version of systemd-stub, 0 when it has none
 }
@@ -218,6 +220,8 @@ type prediction struct {
 
 	result    Prediction
 	databases *databases
+	hashing   *hashing
+	later     []laterEvents
 }
 
 func (p *prediction) predict(ctx context.Context, files []imageFile) (*Prediction, error) {
@@ -232,27 +236,43 @@ func (p *prediction) predict(ctx context.Context, files []imageFile) (*Predictio
 		return nil, err
 	}
 	p.result = Prediction{Bank: p.Bank, PCRs: p.PCRs, SecureBoot: p.SecureBoot}
+	p.hashing = newHashing(ctx)
+	defer p.hashing.close()
+	err = p.bootEvents(files)
+	// What was loaded before something failed decides first whether the boot gets
+	// that far.
+	if err := p.settle(); err != nil {
+		return nil, err
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.result.values = replay(p.Bank, p.result.Events)
+	return &p.result, nil
+}
+
+// bootEvents adds the events from power-on to the kernel.
+func (p *prediction) bootEvents(files []imageFile) error {
 	p.firmwareEvents()
 	for i, f := range files {
 		image, err := efi.ParseImage(f.r, f.size)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", f.path, err)
+			return fmt.Errorf("%s: %w", f.path, err)
 		}
 		if err := p.checkArchitecture(f.path, image); err != nil {
-			return nil, err
+			return err
 		}
 		if version, ok := loaderVersion(image); ok && p.fat != nil {
-			err = p.throughLoader(ctx, f.path, image, version)
+			err = p.throughLoader(f.path, image, version)
 		} else {
-			err = p.load(ctx, f.path, image, i == len(files)-1, nil)
+			err = p.load(f.path, image, i == len(files)-1, nil)
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
 	p.exitBootServices()
-	p.result.values = replay(p.Bank, p.result.Events)
-	return &p.result, nil
+	return nil
 }
 
 func (p *prediction) add(events ...Event) { p.result.Events = append(p.result.Events, events...) }
@@ -345,54 +365,60 @@ func countSections(image *efi.Image, name string) int {
 }
 
 // loadImage adds the event of one image, and of the db entry that lets it run.
-func (p *prediction) loadImage(ctx context.Context, path string, image *efi.Image, stub int) error {
-	digests, err := authenticode(ctx, image)
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+// refused words the error when none does.
+func (p *prediction) loadImage(path string, image *efi.Image, stub int, refused func(error) error) error {
+	pending := map[crypto.Hash]*pendingDigest{}
+	for _, algorithm := range []crypto.Hash{crypto.SHA384, crypto.SHA256} {
+		forPCR := algorithm == p.Bank.Hash() && slices.Contains(p.PCRs, 4)
+		if p.NeededDigests && !forPCR && !p.SecureBoot.Enabled() {
+			continue
+		}
+		content, size, err := image.AuthenticodeContent()
+		if err != nil {
+			return fmt.Errorf("%s: take Authenticode digest: %w", path, err)
+		}
+		pending[algorithm] = p.hashing.start(algorithm, content, size)
 	}
-	p.result.Images = append(p.result.Images, Image{
-		Path: path, Size: image.Size(), SHA256: digests[crypto.SHA256], SHA384: digests[crypto.SHA384], Stub: stub,
+	at := len(p.result.Images)
+	p.result.Images = append(p.result.Images, Image{Path: path, Size: image.Size(), Stub: stub})
+	p.addLater(func() ([]Event, error) {
+		digests := map[crypto.Hash][]byte{}
+		for _, algorithm := range []crypto.Hash{crypto.SHA384, crypto.SHA256} {
+			if d, ok := pending[algorithm]; ok {
+				sum, err := d.wait()
+				if err != nil {
+					return nil, fmt.Errorf("%s: take Authenticode digest: %w", path, err)
+				}
+				digests[algorithm] = sum
+			}
+		}
+		p.result.Images[at].SHA256, p.result.Images[at].SHA384 = digests[crypto.SHA256], digests[crypto.SHA384]
+		events, err := p.loadedEvents(path, image, digests)
+		if err != nil && refused != nil {
+			err = refused(err)
+		}
+		return events, err
 	})
+	return nil
+}
+
+// loadedEvents are the events of an image whose Authenticode digests are there.
+func (p *prediction) loadedEvents(path string, image *efi.Image, digests map[crypto.Hash][]byte) ([]Event, error) {
+	var events []Event
 	if p.SecureBoot.Enabled() {
 		authority, err := p.databases.authorize(path, image, digests)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		known := slices.ContainsFunc(p.result.Authorities, func(a Authority) bool { return slices.Equal(a.bytes(), authority.bytes()) })
 		if !known {
 			p.result.Authorities = append(p.result.Authorities, *authority)
-			p.add(dataEvent(p.Bank, 7, EVEFIVariableAuthority,
+			events = append(events, dataEvent(p.Bank, 7, EVEFIVariableAuthority,
 				efi.VariableData(efi.ImageSecurityDatabase, "db", authority.bytes()), "db: "+authority.String()))
 		}
 	}
-	p.add(Event{PCR: 4, Type: EVEFIBootServicesApplication, Description: path, Digest: digests[p.Bank.Hash()]})
-	return nil
-}
-
-// authenticode takes the digests of an image in one pass.
-func authenticode(ctx context.Context, image *efi.Image) (map[crypto.Hash][]byte, error) {
-	hashes := map[crypto.Hash]hash.Hash{crypto.SHA256: crypto.SHA256.New(), crypto.SHA384: crypto.SHA384.New()}
-	if err := image.Authenticode(cancelled(ctx, hashes[crypto.SHA256]), hashes[crypto.SHA384]); err != nil {
-		return nil, err
+	if digest, ok := digests[p.Bank.Hash()]; ok {
+		events = append(events, Event{PCR: 4, Type: EVEFIBootServicesApplication, Description: path, Digest: digest})
 	}
-	digests := make(map[crypto.Hash][]byte, len(hashes))
-	for alg, h := range hashes {
-		digests[alg] = h.Sum(nil)
-	}
-	return digests, nil
-}
-
-// cancelled makes writing to h fail once ctx ends.
-func cancelled(ctx context.Context, h hash.Hash) hash.Hash { return ctxHash{h, ctx} }
-
-type ctxHash struct {
-	hash.Hash
-	ctx context.Context
-}
-
-func (h ctxHash) Write(b []byte) (int, error) {
-	if err := h.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return h.Hash.Write(b)
+	return events, nil
 }

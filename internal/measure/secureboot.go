@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -88,11 +87,15 @@ func (a Authority) String() string {
 	return fmt.Sprintf("digest %x", a.Data)
 }
 
-// errDenied is the reason of an image that Secure Boot does not let run.
-var errDenied = errors.New("with these Secure Boot variables the disk will not boot")
+// deniedError is the reason why Secure Boot does not let an image run.
+type deniedError string
+
+func (e deniedError) Error() string {
+	return "with these Secure Boot variables the disk will not boot: " + string(e)
+}
 
 func denied(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", errDenied, fmt.Sprintf(format, args...))
+	return deniedError(fmt.Sprintf(format, args...))
 }
 
 // authorize finds the db entry that makes firmware run an image, in the order

@@ -138,8 +138,9 @@ func TestAuthority(t *testing.T) {
 			p, err := predictFile(t, test.image, Options{SecureBoot: s})
 			if test.err != "" {
 				wantError(t, err, "measure uki.efi: ", test.err)
-				if variable := strings.Contains(test.err, "variable"); errors.Is(err, errDenied) == (variable || name == "unsigned, SHA-384 in db" || name == "no signature in it") {
-					t.Errorf("error %q says whether firmware denies: %t", err, errors.Is(err, errDenied))
+				_, isDenied := errors.AsType[deniedError](err)
+				if variable := strings.Contains(test.err, "variable"); isDenied == (variable || name == "unsigned, SHA-384 in db" || name == "no signature in it") {
+					t.Errorf("error %q says whether firmware denies: %t", err, isDenied)
 				}
 				return
 			}

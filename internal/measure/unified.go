@@ -1,13 +1,9 @@
 package measure
 
 import (
-	"context"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/org/attestable-image-action/internal/efi"
 )
@@ -105,7 +101,7 @@ func (u *unified) section(name string) (efi.Section, bool) {
 // load adds the events of a PE image that is loaded through LoadImage, and, for
 // the last one, of the unified kernel image in it. options are the load options
 // that a boot loader hands over, UTF-16LE with a NUL; none when there are none.
-func (p *prediction) load(ctx context.Context, path string, image *efi.Image, last bool, options []byte) error {
+func (p *prediction) load(path string, image *efi.Image, last bool, options []byte) error {
 	shown := plain(path)
 	version, isUKI, err := image.StubVersion()
 	if err != nil {
@@ -122,17 +118,17 @@ func (p *prediction) load(ctx context.Context, path string, image *efi.Image, la
 	if last && !isUKI {
 		return p.notUKI(shown, image, hasKernel)
 	}
-	if err := p.loadImage(ctx, shown, image, version); err != nil {
+	if err := p.loadImage(shown, image, version, nil); err != nil {
 		return err
 	}
 	if !last {
 		return nil
 	}
-	return p.startUnified(ctx, u, options)
+	return p.startUnified(u, options)
 }
 
 // startUnified adds the events of systemd-stub.
-func (p *prediction) startUnified(ctx context.Context, u *unified, options []byte) error {
+func (p *prediction) startUnified(u *unified, options []byte) error {
 	for _, pcr := range []int{11, 12, 13} {
 		if u.stub < 252 && slices.Contains(p.PCRs, pcr) {
 			return fmt.Errorf("PCR %d cannot be predicted: systemd-stub %d in %s is older than 252, which was the first to extend it by the rules that are known", pcr, u.stub, u.shown)
@@ -144,7 +140,7 @@ func (p *prediction) startUnified(ctx context.Context, u *unified, options []byt
 	}
 	p.passOptions(options, "command line that the boot loader hands over")
 	if slices.Contains(p.PCRs, 11) {
-		if err := p.measureSections(ctx, u); err != nil {
+		if err := p.measureSections(u); err != nil {
 			return err
 		}
 	}
@@ -153,22 +149,20 @@ func (p *prediction) startUnified(ctx context.Context, u *unified, options []byt
 		options = nil
 	}
 	p.passOptions(options, "command line that systemd-stub takes from the boot loader")
-	addons, err := p.loadAddons(ctx, u)
+	addons, err := p.loadAddons(u)
 	if err != nil {
 		return err
 	}
 	appended := p.measureAddons(addons)
-	if err := p.measureCompanions(ctx, u.companions); err != nil {
+	if err := p.measureCompanions(u.companions); err != nil {
 		return err
 	}
-	if err := p.measureAddonInitrds(ctx, addons); err != nil {
-		return err
-	}
-	if err := p.loadKernel(ctx, u); err != nil {
+	p.measureAddonInitrds(addons)
+	if err := p.loadKernel(u); err != nil {
 		return err
 	}
 	if slices.Contains(p.PCRs, 9) {
-		if err := p.handOver(ctx, u, handedOver{options, appended, addons}); err != nil {
+		if err := p.handOver(u, handedOver{options, appended, addons}); err != nil {
 			return fmt.Errorf("PCR 9 cannot be predicted: %s: %w", u.shown, err)
 		}
 	}
@@ -178,7 +172,7 @@ func (p *prediction) startUnified(ctx context.Context, u *unified, options []byt
 // loadKernel adds the event of the kernel inside a UKI where systemd-stub lets
 // firmware load it: below version 252 always, from 252 to 257 with Secure Boot
 // off. Since 258 it starts the kernel by itself.
-func (p *prediction) loadKernel(ctx context.Context, u *unified) error {
+func (p *prediction) loadKernel(u *unified) error {
 	if u.stub >= 258 || u.stub >= 252 && p.SecureBoot.Enabled() {
 		return nil
 	}
@@ -192,7 +186,7 @@ func (p *prediction) loadKernel(ctx context.Context, u *unified) error {
 	if err := p.checkArchitecture(inner, kernel); err != nil {
 		return err
 	}
-	return p.loadImage(ctx, inner, kernel, 0)
+	return p.loadImage(inner, kernel, 0, nil)
 }
 
 // maxPadding bounds the zeros, in bytes, by which a measured section may be
@@ -208,7 +202,7 @@ func checkPadding(path string, s efi.Section) error {
 
 // measureSections adds systemd-stub's events: for each section that it
 // measures, the name with its NUL, then the content.
-func (p *prediction) measureSections(ctx context.Context, u *unified) error {
+func (p *prediction) measureSections(u *unified) error {
 	if u.ambiguous != nil {
 		return fmt.Errorf("PCR 11 cannot be predicted: %s: %w", u.shown, u.ambiguous)
 	}
@@ -228,32 +222,10 @@ func (p *prediction) measureSections(ctx context.Context, u *unified) error {
 		}
 		sections = append(sections, section)
 	}
-	digests := make([][]byte, len(sections))
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(2)
-	for i, section := range sections {
-		group.Go(func() (err error) {
-			if digests[i], err = p.hash(ctx, u.image.Content(section)); err != nil {
-				return fmt.Errorf("%s: read section %s: %w", u.shown, section.Name, err)
-			}
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	for i, section := range sections {
+	for _, section := range sections {
 		p.add(dataEvent(p.Bank, 11, EVIPL, []byte(section.Name+"\x00"), "name of "+section.Name))
-		p.add(Event{PCR: 11, Type: EVIPL, Description: section.Name + " (" + strconv.FormatUint(uint64(section.VirtualSize), 10) + " bytes)", Digest: digests[i]})
+		event := Event{PCR: 11, Type: EVIPL, Description: section.Name + " (" + strconv.FormatUint(uint64(section.VirtualSize), 10) + " bytes)"}
+		p.addHashed(event, u.image.Content(section), int64(section.VirtualSize), "section "+section.Name+" of "+u.shown)
 	}
 	return nil
-}
-
-// hash takes the digest of all that r has, in the bank of the prediction.
-func (p *prediction) hash(ctx context.Context, r io.Reader) ([]byte, error) {
-	h := cancelled(ctx, p.Bank.Hash().New())
-	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{r}, make([]byte, 128<<10)); err != nil {
-		return nil, err
-	}
-	return h.Sum(nil), nil
 }
