@@ -1,77 +1,153 @@
 #!/usr/bin/env bash
-# Measures `measure`: wall time, bytes read, and the most memory that was
-# resident, beside programs that only read and hash the same disk, in turn: on a
-# golden disk, and on the same disk grown to SIZE (default 20G) without a byte
-# more in it.
+# Measures `measure`, the command that predicts PCRs from a disk, beside
 #
-#   bench/measure.sh [DISK]
+#   - openssl dgst -sha384 of the unified kernel image alone, which is the least
+#     that can be read and hashed for PCR 4;
+#   - nitro-tpm-pcr-compute on the extracted image, which gives PCR 4, 7 and 12
+#     (left out when scripts/rust-tools has not built it).
 #
-# RUNS (default 5) is how often each runs on the disk as it is; the least time
-# counts. On the grown disk each runs once. BIN is the command that is measured
-# (default bin/attestable-image).
+# The disks are sparse, SIZE long (default 10G): one with the image of
+# testdata/golden, one with an image like the `debian` template's, which has
+# INITRD MiB (default 30) of initrd. All run in turn, RUNS times (default 15); the
+# medians count. Then memory at several sizes, and the digest of the whole disk,
+# once each.
+#
+#   bench/measure.sh
+#
+# BIN is the command that is measured (default bin/attestable-image).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=out/bench
 mkdir -p "$out"
 bin=${BIN:-bin/attestable-image}
-runs=${RUNS:-5}
+runs=${RUNS:-15}
+cache=${ATTESTABLE_IMAGE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/attestable-image}
+PATH=$PATH:/usr/sbin:/sbin:$cache/tools
 
-for tool in sgdisk openssl sha256sum zstd /usr/bin/time "$bin"; do
+for tool in jq mcopy mkfs.vfat objcopy objdump openssl sgdisk sha256sum zstd /usr/bin/time "$bin"; do
   if ! command -v "$tool" >/dev/null; then
     echo "bench/measure.sh: $tool is missing: run scripts/setup and make build, or install it" >&2
     exit 1
   fi
 done
+peer=$(command -v nitro-tpm-pcr-compute || true)
+[ -n "$peer" ] || echo "bench/measure.sh: without nitro-tpm-pcr-compute: run scripts/rust-tools to build it" >&2
 
-disk=${1:-}
-if [ -z "$disk" ]; then
-  disk=$out/stub257.raw
-  zstd -dc --long=31 testdata/golden/disks.tar.zst | tar -xSO stub257.raw > "$out/stub257.full"
-  cp --sparse=always "$out/stub257.full" "$disk"
-  rm "$out/stub257.full"
-fi
-grown=$out/grown.raw
-trap 'rm -f "$grown"' EXIT
-cp --sparse=always "$disk" "$grown"
-truncate -s "${SIZE:-20G}" "$grown"
-# The backup of the partition table belongs at the end.
-sgdisk --move-second-header "$grown" > "$out/sgdisk.log"
+# golden UKI: the unified kernel image of a disk that was booted.
+golden() {
+  zstd -dc --long=31 testdata/golden/disks.tar.zst | tar -xSO stub257.raw > "$out/golden.raw"
+  mcopy -n -o -i "$out/golden.raw@@1M" ::EFI/BOOT/BOOTX64.EFI "$1"
+  rm "$out/golden.raw"
+}
 
-# run N LABEL COMMAND...: the least wall time of N runs, in seconds, and the most
-# memory, in KiB, to $out/best.
-run() {
-  local n=$1
-  shift
-  rm -f "$out/times"
-  for _ in $(seq "$n"); do
-    /usr/bin/time -a -o "$out/times" -f '%e %M' "$@" > "$out/stdout" 2> "$out/stderr" ||
-      { cat "$out/stdout" "$out/stderr" >&2; exit 1; }
+# grow UKI MIB NEW: the same with an initrd of MIB MiB that does not compress.
+grow() {
+  local uki=$1 mib=$2 new=$3 section end arguments=()
+  head -c "${mib}M" /dev/urandom > "$out/section.initrd"
+  for section in osrel cmdline linux; do
+    objcopy -O binary --only-section=".$section" "$uki" "$out/section.$section"
   done
-  awk 'NR == 1 || $1 < t { t = $1 } $2 > m { m = $2 } END { print t, m }' "$out/times" > "$out/best"
+  objcopy -R .osrel -R .cmdline -R .initrd -R .linux "$uki" "$out/stub.efi"
+  # Behind the stub's last section, on pages of their own.
+  end=$((($(objdump -h "$out/stub.efi" | awk '/^ +[0-9]+ \./ { end = "0x" $4 "+0x" $3 } END { print end }') + 0xfff) & ~0xfff))
+  for section in osrel cmdline initrd linux; do
+    arguments+=(--add-section ".$section=$out/section.$section" --change-section-vma ".$section=$(printf '%#x' "$end")")
+    end=$(((end + $(stat -c %s "$out/section.$section") + 0xfff) & ~0xfff))
+  done
+  objcopy "${arguments[@]}" "$out/stub.efi" "$new"
+  rm "$out"/section.* "$out/stub.efi"
 }
 
-# row LABEL READ: prints $out/best beside the first row's time.
+# disk UKI SIZE NEW: a sparse disk that boots it.
+disk() {
+  local uki=$1 size=$2 new=$3
+  rm -f "$new" "$out/esp"
+  truncate -s 128M "$out/esp"
+  mkfs.vfat -F 32 "$out/esp" > /dev/null
+  mmd -i "$out/esp" ::EFI ::EFI/BOOT
+  mcopy -i "$out/esp" "$uki" ::EFI/BOOT/BOOTX64.EFI
+  truncate -s "$size" "$new"
+  sgdisk --new=1:2048:+128M --typecode=1:ef00 "$new" > /dev/null
+  dd if="$out/esp" of="$new" bs=1M seek=1 conv=notrunc,sparse status=none
+  rm "$out/esp"
+}
+
+# once COMMAND...: its wall time in ms, appended to $out/times.
+once() {
+  local label=$1 begin end
+  shift
+  begin=${EPOCHREALTIME/./}
+  "$@" > "$out/stdout" 2> "$out/stderr" || { cat "$out/stdout" "$out/stderr" >&2; exit 1; }
+  end=${EPOCHREALTIME/./}
+  printf '%s\t%d\n' "$label" $((end - begin)) >> "$out/times"
+}
+
+# memory COMMAND...: the most that was resident, in MiB.
+memory() {
+  /usr/bin/time -o "$out/rss" -f %M "$@" > "$out/stdout" 2> "$out/stderr" ||
+    { cat "$out/stdout" "$out/stderr" >&2; exit 1; }
+  awk '{ printf "%.1f", $1 / 1024 }' "$out/rss"
+}
+
+median() {
+  awk -F '\t' -v label="$1" '$1 == label { print $2 }' "$out/times" | sort -n |
+    awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 / 1000 }'
+}
+
+# row LABEL RSS: the median, beside those of the peers.
 row() {
-  awk -v label="$1" -v read="$2" -v base="$base" '{
-    printf "%-38s %8.2f s %8.1fx %14s %9.1f MiB RSS\n", label, $1, $1 / base, read, $2 / 1024 }' "$out/best"
+  awk -v label="$1" -v t="$(median "$1")" -v o="$(median openssl)" -v n="$([ -z "$peer" ] || median peer)" -v rss="$2" 'BEGIN {
+    printf "%-44s %8.1f ms %8.2fx", label, t, t / o
+    if (n != "") printf " %8.2fx", t / n; else printf " %9s", "-"
+    printf " %9s MiB RSS\n", rss }'
 }
 
-measure() {
-  local n=$1 file=$2 size
-  size=$(stat -c %s "$file")
-  printf '\n%s: %d MiB, %d MiB of them stored; %d cores\n' "$file" $((size >> 20)) $(($(stat -c %b "$file") >> 11)) "$(nproc)"
-  cat "$file" > /dev/null # warm, so that all are measured without the machine's storage
-  run "$n" "$bin" measure "$file"
-  read -r base _ < "$out/best"
-  [ "$base" != 0.00 ] || base=0.01
-  row "measure" "$(sed -n 's/^read \(.*\) of .*/\1/p' "$out/stderr")"
-  run "$n" "$bin" measure --format=json "$file"
-  row "measure --format=json (disk's digest)" "stored bytes"
-  run "$n" openssl dgst -sha384 "$file"
-  row "openssl dgst -sha384" "all"
-  run "$n" sha256sum "$file"
-  row "sha256sum" "all"
+# compare LABEL UKI DISK
+compare() {
+  local uki=$2 disk=$3 i
+  printf '\n%s: image of %.1f MiB on a disk of %d MiB; %d cores, %d runs\n' "$1" \
+    "$(stat -c %s "$uki" | awk '{ print $1 / 1048576 }')" $(($(stat -c %s "$disk") >> 20)) "$(nproc)" "$runs"
+  if [ -n "$peer" ] && ! cmp <("$peer" --image "$uki" | jq -S .Measurements) \
+    <("$bin" measure --quiet --pcr=4,7,12 --format=json --disk-digest=false "$disk" | jq -S .Measurements); then
+    echo "bench/measure.sh: the two predict different values" >&2
+    exit 1
+  fi
+  : > "$out/times"
+  for i in $(seq 0 "$runs"); do
+    [ "$i" != 1 ] || : > "$out/times" # the first round warmed the page cache
+    once "measure (PCR 4, 7, 11, 12)" "$bin" measure "$disk"
+    once openssl openssl dgst -sha384 "$uki"
+    once "measure --pcr 4,7,12" "$bin" measure --pcr=4,7,12 "$disk"
+    [ -z "$peer" ] || once peer "$peer" --image "$uki"
+    once "measure --format=json --disk-digest=false" "$bin" measure --format=json --disk-digest=false "$disk"
+  done
+  printf '%-44s %11s %9s %9s\n' "" "" "openssl" "peer"
+  row "measure (PCR 4, 7, 11, 12)" "$(memory "$bin" measure "$disk")"
+  row "measure --pcr 4,7,12" "$(memory "$bin" measure --pcr=4,7,12 "$disk")"
+  row "measure --format=json --disk-digest=false" "$(memory "$bin" measure --format=json --disk-digest=false "$disk")"
+  awk -v t="$(median openssl)" 'BEGIN { printf "%-44s %8.1f ms\n", "openssl dgst -sha384 of the image", t }'
+  [ -z "$peer" ] || awk -v t="$(median peer)" -v o="$(median openssl)" 'BEGIN { printf "%-44s %8.1f ms %8.2fx\n", "nitro-tpm-pcr-compute of the image", t, t / o }'
 }
 
-measure "$runs" "$disk"
-measure 1 "$grown"
+size=${SIZE:-10G}
+trap 'rm -f "$out/golden.disk" "$out/template.disk" "$out/large.disk"' EXIT
+golden "$out/golden.efi"
+grow "$out/golden.efi" "${INITRD:-30}" "$out/template.efi"
+disk "$out/golden.efi" "$size" "$out/golden.disk"
+disk "$out/template.efi" "$size" "$out/template.disk"
+compare "golden" "$out/golden.efi" "$out/golden.disk"
+compare "like the template" "$out/template.efi" "$out/template.disk"
+
+printf '\nmemory of measure, image like the template\n'
+for length in 10G 20G 200G; do
+  disk "$out/template.efi" "$length" "$out/large.disk"
+  printf '%-44s %32s %9s MiB RSS\n' "a disk of $length" "" "$(memory "$bin" measure "$out/large.disk")"
+done
+
+[ "${WHOLE:-1}" = 1 ] || exit 0
+printf '\nthe whole disk of %s, golden\n' "$size"
+: > "$out/times"
+once "measure --format=json" "$bin" measure --format=json "$out/golden.disk"
+once sha256sum sha256sum "$out/golden.disk"
+awk -v t="$(median "measure --format=json")" -v o="$(median sha256sum)" -v rss="$(memory "$bin" measure --format=json "$out/golden.disk")" 'BEGIN {
+  printf "%-44s %8.1f s  %8.2fx %19s MiB RSS\n%-44s %8.1f s\n", "measure --format=json", t / 1000, t / o, rss, "sha256sum", o / 1000 }'
