@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -17,12 +16,12 @@ import (
 
 // namePattern is what an image may be called: a file's name that no shell and
 // no file system takes for anything else.
-var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$`)
+var namePattern = lazyPattern(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$`)
 
 // CheckName tells whether an image may have this name, which becomes the name
 // of the file that its disk is pulled to.
 func CheckName(name string) error {
-	if !namePattern.MatchString(name) {
+	if !namePattern().MatchString(name) {
 		return fmt.Errorf("%q is no name for an image: use at most 128 letters, digits, dots, dashes, underscores and plus signs, and begin with a letter or a digit", name)
 	}
 	return nil

@@ -135,7 +135,7 @@ func pushTags(ref Reference, more []string) ([]string, error) {
 		if tag == "" || slices.Contains(tags, tag) {
 			continue
 		}
-		if !tagPattern.MatchString(tag) {
+		if !tagPattern().MatchString(tag) {
 			return nil, fmt.Errorf("push to %s: %q is no tag: %s", ref, tag, tagRule)
 		}
 		tags = append(tags, tag)

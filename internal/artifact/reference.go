@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -18,11 +17,11 @@ const layoutPrefix = "oci:"
 var (
 	// tagPattern is the grammar of a tag: distribution-spec 1.1, "Pulling
 	// manifests".
-	tagPattern = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+	tagPattern = lazyPattern(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
 	// pathPattern is the grammar of a repository's name, from the same section.
-	pathPattern   = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
-	hostPattern   = regexp.MustCompile(`^(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9.-]+)(:[0-9]{1,5})?$`)
-	digestPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+	pathPattern   = lazyPattern(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+	hostPattern   = lazyPattern(`^(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9.-]+)(:[0-9]{1,5})?$`)
+	digestPattern = lazyPattern(`^sha256:[0-9a-f]{64}$`)
 )
 
 // Reference names an artifact, or the place for one: HOST/REPOSITORY or
@@ -55,7 +54,7 @@ func parseReference(s string) (Reference, error) {
 	}
 	rest := s
 	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
-		if text := rest[i+1:]; digestPattern.MatchString(text) {
+		if text := rest[i+1:]; digestPattern().MatchString(text) {
 			r.Digest = v1.Hash{Algorithm: "sha256", Hex: strings.TrimPrefix(text, "sha256:")}
 			rest = rest[:i]
 		} else if !strings.HasPrefix(s, layoutPrefix) || strings.HasPrefix(text, "sha256:") {
@@ -68,7 +67,7 @@ func parseReference(s string) (Reference, error) {
 	head, tag := dir, ""
 	if i := strings.LastIndexByte(dir, ':'); i > strings.LastIndexByte(dir, '/') {
 		head, tag = dir[:i], dir[i+1:]
-		if !tagPattern.MatchString(tag) {
+		if !tagPattern().MatchString(tag) {
 			return r, fmt.Errorf("%q is no tag: %s", tag, tagRule)
 		}
 	}
@@ -89,10 +88,10 @@ func parseReference(s string) (Reference, error) {
 	if lower := strings.ToLower(path); lower != path {
 		return r, fmt.Errorf("a repository has no capital letters: write %s/%s", host, lower)
 	}
-	if !pathPattern.MatchString(path) {
+	if !pathPattern().MatchString(path) {
 		return r, fmt.Errorf("%q is no name of a repository: it has lower-case letters and digits, with dots, dashes and underscores between them, and slashes", path)
 	}
-	if !hostPattern.MatchString(host) {
+	if !hostPattern().MatchString(host) {
 		return r, fmt.Errorf("%q is no host of a registry", host)
 	}
 	repository, err := name.NewRepository(head, name.StrictValidation)
@@ -111,7 +110,7 @@ func ParseTags(list string) ([]string, error) {
 	var tags []string
 	seen := map[string]bool{}
 	for _, tag := range strings.FieldsFunc(list, func(c rune) bool { return c == ',' || c == '\n' || c == '\r' || c == ' ' || c == '\t' }) {
-		if !tagPattern.MatchString(tag) {
+		if !tagPattern().MatchString(tag) {
 			return nil, fmt.Errorf("%q is no tag: %s", tag, tagRule)
 		}
 		if !seen[tag] {

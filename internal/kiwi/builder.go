@@ -32,8 +32,8 @@ const (
 )
 
 var (
-	baseArgument = regexp.MustCompile(`(?m)^ARG BASE=(\S+)$`)
-	kiwiPin      = regexp.MustCompile(`(?m)^kiwi==([0-9]+\.[0-9]+\.[0-9]+) --hash=sha256:([0-9a-f]{64})$`)
+	baseArgument = lazyPattern(`(?m)^ARG BASE=(\S+)$`)
+	kiwiPin      = lazyPattern(`(?m)^kiwi==([0-9]+\.[0-9]+\.[0-9]+) --hash=sha256:([0-9a-f]{64})$`)
 )
 
 // builder is the container image that runs KIWI, and how it is made.
@@ -150,7 +150,7 @@ func (b *builder) base(ctx context.Context, scratch string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	m := baseArgument.FindSubmatch(dockerfile)
+	m := baseArgument().FindSubmatch(dockerfile)
 	if m == nil { // a Dockerfile of the user's, with a base of its own
 		return "", nil
 	}
@@ -217,7 +217,7 @@ func (b *builder) source(ctx context.Context, scratch string) {
 	if err != nil {
 		return
 	}
-	m := kiwiPin.FindSubmatch(requirements)
+	m := kiwiPin().FindSubmatch(requirements)
 	if m == nil {
 		return
 	}

@@ -8,15 +8,14 @@ import (
 	"io"
 	"net/url"
 	"path"
-	"regexp"
 	"strings"
 )
 
 var (
-	validName     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,126}$`)
-	validVersion  = regexp.MustCompile(`^[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}$`)
-	validSuite    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,126}$`)
-	nameAttribute = regexp.MustCompile(`(\sname\s*=\s*)("[^"]*"|'[^']*')`)
+	validName     = lazyPattern(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,126}$`)
+	validVersion  = lazyPattern(`^[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}$`)
+	validSuite    = lazyPattern(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,126}$`)
+	nameAttribute = lazyPattern(`(\sname\s*=\s*)("[^"]*"|'[^']*')`)
 )
 
 const (
@@ -27,7 +26,7 @@ const (
 
 // ValidateName tells whether name can be an image's: KIWI makes file names of it.
 func ValidateName(name string) error {
-	if !validName.MatchString(name) {
+	if !validName().MatchString(name) {
 		return fmt.Errorf("%q cannot be an image's name: use letters, digits, '.', '_' and '-', a letter or digit first", name)
 	}
 	return nil
@@ -35,7 +34,7 @@ func ValidateName(name string) error {
 
 // ValidateVersion tells whether version can be an image's: major.minor.patch.
 func ValidateVersion(version string) error {
-	if !validVersion.MatchString(version) {
+	if !validVersion().MatchString(version) {
 		return fmt.Errorf("%q cannot be an image's version: write major.minor.patch, as in 1.2.3", version)
 	}
 	return nil
@@ -85,7 +84,7 @@ func ParsePackageSources(text string) ([]PackageSource, error) {
 			source.Suite, source.Components = fields[1], fields[2:]
 		}
 		for _, word := range fields[1:] {
-			if !validSuite.MatchString(word) {
+			if !validSuite().MatchString(word) {
 				return nil, fmt.Errorf("package source %q: %q cannot be a suite or a component", fields[0], word)
 			}
 		}
@@ -199,10 +198,10 @@ func (o *Options) edit(config []byte) ([]byte, error) {
 	var edits []edit // in the order of the file
 	if o.Name != "" {
 		tag := config[outline.imageTag.start:outline.imageTag.end]
-		if !nameAttribute.Match(tag) {
+		if !nameAttribute().Match(tag) {
 			return nil, errors.New("its <image> element has no name to replace")
 		}
-		edits = append(edits, edit{outline.imageTag, nameAttribute.ReplaceAll(tag, []byte(`${1}"`+o.Name+`"`))})
+		edits = append(edits, edit{outline.imageTag, nameAttribute().ReplaceAll(tag, []byte(`${1}"`+o.Name+`"`))})
 	}
 	if o.Version != "" {
 		if outline.version.end == 0 {

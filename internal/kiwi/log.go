@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"io"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -12,13 +11,13 @@ import (
 // KIWI writes records "[ LEVEL   ]: HH:MM:SS | text", whose text may have more
 // lines, and a progress bar that is drawn over itself with carriage returns.
 var (
-	logRecord   = regexp.MustCompile(`^\[ ([A-Z]+) +\]: [0-9:]{8} \| ?(.*)$`)
-	progressBar = regexp.MustCompile(`\[ [A-Z]+ +\]: Processing: \[[# ]*\] [0-9]+%`)
-	errorClass  = regexp.MustCompile(`^(?:Kiwi[A-Za-z]+: )+`)
-	schemaError = regexp.MustCompile(`^(?:--> )?[^ ]*?:[0-9]+:[0-9]+:ERROR:(?:RELAXNGV|SCHEMATRONV|PARSER):[A-Z_]+: (.*)$`)
-	colour      = regexp.MustCompile("\x1b\\[[0-9;]*[A-Za-z]")
+	logRecord   = lazyPattern(`^\[ ([A-Z]+) +\]: [0-9:]{8} \| ?(.*)$`)
+	progressBar = lazyPattern(`\[ [A-Z]+ +\]: Processing: \[[# ]*\] [0-9]+%`)
+	errorClass  = lazyPattern(`^(?:Kiwi[A-Za-z]+: )+`)
+	schemaError = lazyPattern(`^(?:--> )?[^ ]*?:[0-9]+:[0-9]+:ERROR:(?:RELAXNGV|SCHEMATRONV|PARSER):[A-Z_]+: (.*)$`)
+	colour      = lazyPattern("\x1b\\[[0-9;]*[A-Za-z]")
 	// What programs under KIWI begin a line with when it tells why they failed.
-	telling = regexp.MustCompile(`(?i)^(?:E: |Err(?:or)?:|fatal|dracut\[[EF]\]|mkfs|.*\b(?:error|failed|cannot|can't|unable|no such|not found|denied|no space|unmet|depends:|invalid)\b)`)
+	telling = lazyPattern(`(?i)^(?:E: |Err(?:or)?:|fatal|dracut\[[EF]\]|mkfs|.*\b(?:error|failed|cannot|can't|unable|no such|not found|denied|no space|unmet|depends:|invalid)\b)`)
 )
 
 // Bounds of what is read and told of a log, in bytes and lines.
@@ -58,7 +57,7 @@ func (l *liveLog) Write(p []byte) (int, error) {
 }
 
 func (l *liveLog) line(line []byte) {
-	line = colour.ReplaceAll(progressBar.ReplaceAll(line, nil), nil)
+	line = colour().ReplaceAll(progressBar().ReplaceAll(line, nil), nil)
 	// A carriage return goes back to the start of the line; what it draws over
 	// is of no use in a log.
 	line = bytes.Trim(line, "\r")
@@ -96,7 +95,7 @@ func readRecords(log string) []record {
 	var records []record
 	for line := range strings.Lines(log) {
 		line = strings.TrimRight(line, "\r\n")
-		if m := logRecord.FindStringSubmatch(line); m != nil {
+		if m := logRecord().FindStringSubmatch(line); m != nil {
 			records = append(records, record{m[1], []string{m[2]}})
 			continue
 		}
@@ -136,7 +135,7 @@ func schemaErrors(records []record) []string {
 			continue
 		}
 		for _, line := range r.lines {
-			if m := schemaError.FindStringSubmatch(line); m != nil {
+			if m := schemaError().FindStringSubmatch(line); m != nil {
 				found = append(found, m[1])
 			}
 		}
@@ -157,7 +156,7 @@ func errorReason(lines []string) string {
 	if len(clean) == 0 {
 		return ""
 	}
-	clean[0] = errorClass.ReplaceAllString(clean[0], "")
+	clean[0] = errorClass().ReplaceAllString(clean[0], "")
 	program := ""
 	if before, after, ok := strings.Cut(clean[0], ": stderr: "); ok && !strings.ContainsAny(before, " \t") {
 		program, clean[0] = before, after
@@ -214,7 +213,7 @@ func tellingLines(lines []string) []string {
 		switch {
 		case strings.HasPrefix(line, "E: "), strings.HasPrefix(line, "ERROR: "), strings.HasPrefix(line, "dracut[E]: "), strings.HasPrefix(line, "dracut[F]: "):
 			marked = append(marked, line)
-		case telling.MatchString(line) && !strings.HasPrefix(line, "dracut["):
+		case telling().MatchString(line) && !strings.HasPrefix(line, "dracut["):
 			reading = append(reading, line)
 		}
 	}
