@@ -173,7 +173,7 @@ func (p *prediction) measureCompanions(found *companions) error {
 			names = append(names, plain(file.path))
 		}
 		event := Event{PCR: a.kind.pcr, Type: EVIPL, Description: a.kind.what + ": " + strings.Join(names, ", ")}
-		p.addHashed(event, content, size, a.kind.what+" on the EFI system partition")
+		p.addHashed(event, content, size, "EFI system partition: read "+a.kind.what)
 	}
 	return nil
 }
@@ -366,7 +366,7 @@ func (p *prediction) measureAddonInitrds(addons []addon) {
 		if section != nil {
 			what := section.Name + " of " + plain(a.path)
 			event := Event{PCR: 12, Type: EVEventTag, Description: what, Data: taggedEvent16(tag, a.name)}
-			p.addHashed(event, a.image.Content(*section), int64(section.VirtualSize), "section "+what)
+			p.addHashed(event, a.image.Content(*section), int64(section.VirtualSize), "read "+what)
 		}
 	}
 	for _, a := range slices.Backward(addons) {

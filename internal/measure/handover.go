@@ -61,7 +61,7 @@ func (p *prediction) handOver(u *unified, h handedOver) error {
 		return errors.New("it has no .initrd")
 	}
 	content, size := joinInitrds(parts)
-	p.addHashed(initrdEvent, content, size, "initrd of "+u.shown)
+	p.addHashed(initrdEvent, content, size, u.shown+": read initrd")
 	return nil
 }
 

@@ -34,7 +34,7 @@ const hashingPiece = 256 << 10
 // pendingDigest is one that is being taken.
 type pendingDigest struct {
 	r    io.Reader
-	left int64 // bytes, as far as known
+	left int64 // bytes
 	h    hash.Hash
 
 	done chan struct{} // closed when one of these is there
@@ -54,8 +54,8 @@ func (h *hashing) close() {
 	h.group.Wait()
 }
 
-// start begins to take the digest of all that r has, which is about size bytes.
-// No one else may read from r.
+// start begins to take the digest of all that r has, which must be size bytes: a
+// file that is cut off meanwhile is an error. No one else may read from r.
 func (h *hashing) start(algorithm crypto.Hash, r io.Reader, size int64) *pendingDigest {
 	d := &pendingDigest{r: r, left: size, h: algorithm.New(), done: make(chan struct{})}
 	h.mu.Lock()
@@ -118,8 +118,7 @@ func (d *pendingDigest) piece(ctx context.Context, buf []byte) (done bool) {
 	if d.err = ctx.Err(); d.err != nil {
 		return true
 	}
-	// Not io.ReadFull: its io.ErrUnexpectedEOF would look like a reader's own,
-	// which says that the content is cut off.
+	// Not io.ReadFull, which makes io.ErrUnexpectedEOF of an end that is none.
 	n, err := 0, error(nil)
 	for n < len(buf) && err == nil {
 		var m int
@@ -128,13 +127,16 @@ func (d *pendingDigest) piece(ctx context.Context, buf []byte) (done bool) {
 	}
 	d.h.Write(buf[:n])
 	d.left -= int64(n)
-	switch err {
-	case nil:
+	if err == nil {
 		return false
-	case io.EOF:
-		d.sum = d.h.Sum(nil)
-	default:
+	}
+	switch {
+	case err != io.EOF: //nolint:errorlint // at the end it comes bare; wrapped it is a failure
 		d.err = err
+	case d.left != 0:
+		d.err = io.ErrUnexpectedEOF
+	default:
+		d.sum = d.h.Sum(nil)
 	}
 	return true
 }

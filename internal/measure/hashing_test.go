@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"runtime"
@@ -28,8 +29,8 @@ func TestHashing(t *testing.T) {
 	for _, n := range lengths {
 		all = append(all, pair{
 			h.start(crypto.SHA256, bytes.NewReader(content[:n]), int64(n)),
-			// The size is a hint, and readers may give less than they are asked for.
-			h.start(crypto.SHA384, iotest.HalfReader(bytes.NewReader(content[:n])), 7),
+			// Readers may give less than they are asked for, and the end with the last.
+			h.start(crypto.SHA384, iotest.DataErrReader(iotest.HalfReader(bytes.NewReader(content[:n]))), int64(n)),
 		})
 	}
 	for i, n := range lengths {
@@ -42,8 +43,8 @@ func TestHashing(t *testing.T) {
 	}
 }
 
-// TestHashingFails has a reader that ends early and says so, in the middle of a
-// piece: it must not pass for the end.
+// TestHashingFails has readers that end early, in the middle of a piece, and say
+// so or not: it must not pass for the end.
 func TestHashingFails(t *testing.T) {
 	h := newHashing(t.Context())
 	for name, test := range map[string]struct {
@@ -51,6 +52,9 @@ func TestHashingFails(t *testing.T) {
 		want error
 	}{
 		"cut off": {io.MultiReader(bytes.NewReader(make([]byte, 1000)), iotest.ErrReader(io.ErrUnexpectedEOF)), io.ErrUnexpectedEOF},
+		"short":   {bytes.NewReader(make([]byte, 999)), io.ErrUnexpectedEOF},
+		"long":    {bytes.NewReader(make([]byte, 1001)), io.ErrUnexpectedEOF},
+		"wrapped": {io.MultiReader(bytes.NewReader(make([]byte, 1000)), iotest.ErrReader(fmt.Errorf("read file: %w", io.EOF))), io.EOF},
 		"broken":  {iotest.ErrReader(iotest.ErrTimeout), iotest.ErrTimeout},
 	} {
 		if sum, err := h.start(crypto.SHA384, test.r, 1000).wait(); !errors.Is(err, test.want) || sum != nil {

@@ -17,12 +17,13 @@ func (p *prediction) addLater(settle func() ([]Event, error)) {
 }
 
 // addHashed adds an event whose digest, in the bank of the prediction, is that of
-// all that r has, which is about size bytes. what says what is read.
-func (p *prediction) addHashed(e Event, r io.Reader, size int64, what string) {
+// all that r has, which must be size bytes. doing says for an error what was
+// being done.
+func (p *prediction) addHashed(e Event, r io.Reader, size int64, doing string) {
 	pending := p.hashing.start(p.Bank.Hash(), r, size)
 	p.addLater(func() (events []Event, err error) {
 		if e.Digest, err = pending.wait(); err != nil {
-			return nil, fmt.Errorf("read %s: %w", what, err)
+			return nil, fmt.Errorf("%s: %w", doing, err)
 		}
 		return []Event{e}, nil
 	})

@@ -332,7 +332,7 @@ func (p *prediction) loadInitrds(entry *bootEntry) error {
 	if err != nil {
 		return fmt.Errorf("initrd of boot entry %s: %w", plain(entry.id), err)
 	}
-	p.addHashed(initrdEvent, io.NewSectionReader(file, 0, file.Size()), file.Size(), "initrd of boot entry "+plain(entry.id))
+	p.addHashed(initrdEvent, io.NewSectionReader(file, 0, file.Size()), file.Size(), "read initrd of boot entry "+plain(entry.id))
 	return nil
 }
 

@@ -225,7 +225,7 @@ func (p *prediction) measureSections(u *unified) error {
 	for _, section := range sections {
 		p.add(dataEvent(p.Bank, 11, EVIPL, []byte(section.Name+"\x00"), "name of "+section.Name))
 		event := Event{PCR: 11, Type: EVIPL, Description: section.Name + " (" + strconv.FormatUint(uint64(section.VirtualSize), 10) + " bytes)"}
-		p.addHashed(event, u.image.Content(section), int64(section.VirtualSize), "section "+section.Name+" of "+u.shown)
+		p.addHashed(event, u.image.Content(section), int64(section.VirtualSize), u.shown+": read section "+section.Name)
 	}
 	return nil
 }
