@@ -255,20 +255,31 @@ type signedImage struct {
 	already bool  // nothing had to be done
 }
 
-// signDisk signs what firmware and a boot loader load from a disk, in the order
-// in which they do. It changes nothing unless all of it will run with the
-// variables.
+// signDisk signs what is loaded from a disk on the way to its kernel, add-ons
+// first. It changes nothing unless all of it will run with the variables.
 func signDisk(ctx context.Context, d *disk.Disk, signer *efi.Signer, o measure.Options) ([]signedImage, error) {
 	chain, err := measure.FindBootChain(ctx, d, o.Arch)
 	if err != nil {
 		return nil, err
 	}
-	if last := chain.Files[len(chain.Files)-1]; last.Stub == 0 {
+	// What is loaded last must be the unified kernel image: its add-ons go first,
+	// since the order changes nothing in who lets them run.
+	chainFiles := slices.Clone(chain.Files)
+	slices.SortStableFunc(chainFiles, func(a, b measure.BootFile) int {
+		switch {
+		case a.Addon == b.Addon:
+			return 0
+		case a.Addon:
+			return -1
+		}
+		return 1
+	})
+	if last := chainFiles[len(chainFiles)-1]; last.Stub == 0 {
 		return nil, fmt.Errorf("%s is started with an initrd and options that no signature covers: make a unified kernel image of it", last.Path)
 	}
-	images := make([]signedImage, 0, len(chain.Files))
-	files := make([]measure.EFIFile, 0, len(chain.Files))
-	for _, f := range chain.Files {
+	images := make([]signedImage, 0, len(chainFiles))
+	files := make([]measure.EFIFile, 0, len(chainFiles))
+	for _, f := range chainFiles {
 		image, err := signFile(f, signer)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", f.Path, err)

@@ -243,6 +243,32 @@ func TestSign(t *testing.T) {
 	}
 }
 
+// TestSignAddon signs what systemd-stub has firmware load, too.
+func TestSignAddon(t *testing.T) {
+	path := testenv.GoldenDisk(t, "stub257")
+	addon := filepath.Join(t.TempDir(), "addon.efi")
+	if err := os.WriteFile(addon, testenv.PE(0x8664, testenv.PESection{Name: ".cmdline", Data: []byte("quiet")}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const name = bootPath + ".extra.d/quiet.addon.efi"
+	for _, args := range [][]string{{"mmd", "::" + bootPath + ".extra.d"}, {"mcopy", addon, "::" + name}} {
+		cmd := exec.Command(testenv.Tool(t, args[0]), append([]string{"-i", path + "@@1M"}, args[1:]...)...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v\n%s", args, err, out)
+		}
+	}
+	stdout, stderr := mustExecute(t, "sign", "--create-keys", filepath.Join(t.TempDir(), "keys"), "--format", "json", path)
+	for _, signed := range []string{bootPath, name} {
+		if !strings.Contains(stderr, "signed "+signed+" by") {
+			t.Errorf("%s is not signed: %s", signed, stderr)
+		}
+	}
+	chain := parseDocument(t, stdout).BootChain
+	if len(chain) != 2 || chain[1].Path != name {
+		t.Errorf("boot chain %+v", chain)
+	}
+}
+
 // TestSignBoots boots signed disks under Secure Boot, one of them with somebody
 // else's signature before ours: every PCR is as predicted.
 func TestSignBoots(t *testing.T) {

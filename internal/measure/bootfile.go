@@ -18,9 +18,10 @@ type BootChain struct {
 
 // BootFile is a PE image of a boot chain.
 type BootFile struct {
-	Path string // on the ESP
-	File *disk.File
-	Stub int // version of systemd-stub, 0 when it has none
+	Path  string // on the ESP
+	File  *disk.File
+	Stub  int  // version of systemd-stub, 0 when it has none
+	Addon bool // of the unified kernel image before it
 }
 
 // FindBootChain finds the files that a boot of d loads, for the architecture
@@ -60,7 +61,7 @@ func FindBootChain(ctx context.Context, d *disk.Disk, arch string) (*BootChain, 
 		if err != nil {
 			return nil, err
 		}
-		chain.Files = append(chain.Files, BootFile{image.Path, file, image.Stub})
+		chain.Files = append(chain.Files, BootFile{image.Path, file, image.Stub, image.Addon})
 	}
 	return chain, nil
 }

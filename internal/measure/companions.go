@@ -326,12 +326,17 @@ func (p *prediction) loadAddon(c companion, stub int) (*addon, error) {
 	if (a.initrd != nil || a.ucode != nil) && stub < stubInitrdAddons {
 		return nil, fmt.Errorf("it has an initrd or microcode, which systemd-stub uses from %d on, and this is %d", stubInitrdAddons, stub)
 	}
-	return a, p.loadImage(shown, image, 0, func(err error) error {
+	err = p.loadImage(shown, image, 0, func(err error) error {
 		if reason, ok := errors.AsType[deniedError](err); ok {
 			err = fmt.Errorf("with these Secure Boot variables firmware does not let it run: %s", string(reason))
 		}
 		return p.refuseAddon(c, err)
 	})
+	if err != nil {
+		return nil, err
+	}
+	p.result.Images[len(p.result.Images)-1].Addon = true
+	return a, nil
 }
 
 // measureAddons adds the event of the command lines of all add-ons, which

@@ -208,7 +208,8 @@ type Image struct {
 	Size   int64  // bytes
 	SHA256 []byte // Authenticode digests; nil when they were not needed
 	SHA384 []byte
-	Stub   int // version of systemd-stub, 0 when it has none
+	Stub   int  // version of systemd-stub, 0 when it has none
+	Addon  bool // systemd-stub has it loaded for its sections
 }
 
 // prediction is one in the making.
