@@ -14,6 +14,7 @@ func commands(a *app) []*cobra.Command {
 		newPullCommand(a),
 		newAttestCommand(a),
 		newVerifyCommand(a),
+		newKMSPolicyCommand(a),
 		newStepSummaryCommand(a),
 	}
 }

@@ -298,7 +298,7 @@ func setMeasurementOutputs(doc *measure.Document) error {
 	for n, value := range doc.Measurements.PCRs {
 		outputs["pcr"+strconv.Itoa(n)] = value
 	}
-	if conditions, err := kmsConditions(doc.Measurements.PCRs, doc.SecureBoot.Enabled); err == nil {
+	if conditions, err := kmsConditions(doc); err == nil {
 		outputs["kms-conditions"] = conditions
 	}
 	for name, value := range outputs {

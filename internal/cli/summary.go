@@ -110,7 +110,7 @@ func (s *summary) markdown() string {
 			b.WriteString("| Attestation | **none**: nobody can tell where these values come from |\n")
 		}
 	}
-	if conditions, err := kmsConditions(s.doc.Measurements.PCRs, s.doc.SecureBoot.Enabled); err == nil {
+	if conditions, err := kmsConditions(s.doc); err == nil {
 		fmt.Fprintf(&b, "| KMS condition | %s |\n", code(conditions))
 	}
 	if s.artifact != "" && s.bundlePath != "" {

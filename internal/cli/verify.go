@@ -81,6 +81,19 @@ The result is a table of checks. Exit status 1 says that one does not hold.`,
 		},
 	}
 	flags := cmd.Flags()
+	f.add(flags)
+	flags.BoolVar(&f.remeasure, "remeasure", false, "fetch the disk, check it, and predict its PCRs again")
+	flags.StringVar(&f.format, "format", "table", "table for people, or json for programs")
+	flags.StringVar(&f.predict.pk, "PK", "", "with --remeasure, for Secure Boot: `FILE` as measure takes it")
+	flags.StringVar(&f.predict.kek, "KEK", "", "likewise")
+	flags.StringVar(&f.predict.db, "db", "", "likewise")
+	flags.StringVar(&f.predict.dbx, "dbx", "", "likewise")
+	return cmd
+}
+
+// add defines the flags that say whose artifact it must be, and where its
+// bundles are.
+func (f *verifyFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.repository, "repo", "", "`OWNER/REPO` that it must have been built from")
 	flags.StringVar(&f.owner, "owner", "", "owner of the repository that it must have been built from")
 	flags.StringVar(&f.workflow, "signer-workflow", "", "workflow that must have signed: `OWNER/REPO/PATH`, with or without @REF (default: any of the repository or owner)")
@@ -90,19 +103,12 @@ The result is a table of checks. Exit status 1 says that one does not hold.`,
 	flags.StringVar(&f.localTrust, "local-trust", "", "accept only what the local trust root in `DIR` signed")
 	flags.StringVar(&f.bundle, "bundle", "", "`FILE` of Sigstore bundles, one a line")
 	flags.StringVar(&f.bundleFrom, "bundle-from", "auto", "where to fetch bundles: registry, github or auto")
-	flags.BoolVar(&f.remeasure, "remeasure", false, "fetch the disk, check it, and predict its PCRs again")
-	flags.StringVar(&f.format, "format", "table", "table for people, or json for programs")
-	flags.StringVar(&f.predict.pk, "PK", "", "with --remeasure, for Secure Boot: `FILE` as measure takes it")
-	flags.StringVar(&f.predict.kek, "KEK", "", "likewise")
-	flags.StringVar(&f.predict.db, "db", "", "likewise")
-	flags.StringVar(&f.predict.dbx, "dbx", "", "likewise")
 	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		if name == "ref" { // what one tries first
 			name = "source-ref"
 		}
 		return pflag.NormalizedName(name)
 	})
-	return cmd
 }
 
 // verification is the result of verify artifact, as --format json prints it.
@@ -113,45 +119,9 @@ type verification struct {
 }
 
 func (a *app) verifyArtifact(ctx context.Context, f verifyFlags, reference string) error {
-	ref, err := artifact.ParseReference(reference)
-	if err != nil {
-		return usageError{err}
-	}
-	expected, err := f.expectation()
-	if err != nil {
-		return usageError{err}
-	}
-	if err := f.validate(); err != nil {
-		return err
-	}
-	trust, err := f.trust(ctx)
+	image, verdict, err := f.verify(ctx, reference)
 	if err != nil {
 		return err
-	}
-	image, err := artifact.Open(ctx, ref)
-	if err != nil {
-		return err
-	}
-	digest := image.Reference.Digest
-	sources, err := f.sources(image.Reference, expected)
-	if err != nil {
-		return err
-	}
-	verdict, err := attest.Verify(ctx, trust, expected, digest.Hex, sources...)
-	if err != nil {
-		return err
-	}
-	asked := "the one that " + ref.String() + " names"
-	if ref.HasDigest() {
-		asked = ref.Digest.String()
-	}
-	verdict.Checks = slices.Insert(verdict.Checks, 0, attest.Check{Name: "manifest", Expected: asked, Found: digest.String(), OK: true})
-	if verdict.Measurements != nil {
-		checks, err := compareInside(ctx, image, verdict.Measurements)
-		if err != nil {
-			return err
-		}
-		verdict.Checks = append(verdict.Checks, checks...)
 	}
 	if _, failed := verdict.Failed(); f.remeasure && !failed {
 		checks, err := a.remeasure(ctx, f, image, verdict.Measurements)
@@ -161,6 +131,53 @@ func (a *app) verifyArtifact(ctx context.Context, f verifyFlags, reference strin
 		verdict.Checks = append(verdict.Checks, checks...)
 	}
 	return a.printVerification(f.format, image.Reference, verdict)
+}
+
+// verify opens an artifact and checks it, its attestations, and that it says of
+// itself what is attested. The verdict may be that it does not verify: only one
+// without a failed check says something about the artifact.
+func (f *verifyFlags) verify(ctx context.Context, reference string, options ...artifact.Option) (*artifact.Artifact, *attest.Verdict, error) {
+	ref, err := artifact.ParseReference(reference)
+	if err != nil {
+		return nil, nil, usageError{err}
+	}
+	expected, err := f.expectation()
+	if err != nil {
+		return nil, nil, usageError{err}
+	}
+	if err := f.validate(); err != nil {
+		return nil, nil, err
+	}
+	trust, err := f.trust(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	image, err := artifact.Open(ctx, ref, options...)
+	if err != nil {
+		return nil, nil, err
+	}
+	digest := image.Reference.Digest
+	sources, err := f.sources(image.Reference, expected)
+	if err != nil {
+		return nil, nil, err
+	}
+	verdict, err := attest.Verify(ctx, trust, expected, digest.Hex, sources...)
+	if err != nil {
+		return nil, nil, err
+	}
+	asked := "the one that " + ref.String() + " names"
+	if ref.HasDigest() {
+		asked = ref.Digest.String()
+	}
+	verdict.Checks = slices.Insert(verdict.Checks, 0, attest.Check{Name: "manifest", Expected: asked, Found: digest.String(), OK: true})
+	if verdict.Measurements != nil {
+		checks, err := compareInside(ctx, image, verdict.Measurements)
+		if err != nil {
+			return nil, nil, err
+		}
+		verdict.Checks = append(verdict.Checks, checks...)
+	}
+	return image, verdict, nil
 }
 
 // expectation reads who must have signed.
