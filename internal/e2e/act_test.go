@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -221,18 +222,20 @@ jobs:
         uses: ./
         with:
 `)
-	keys := make([]string, 0, len(inputs))
-	for key := range inputs {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	for _, key := range keys {
+	b.WriteString(withInputs(inputs))
+	b.WriteString(steps)
+	return b.String()
+}
+
+// withInputs are the lines below a step's `with`.
+func withInputs(inputs map[string]string) string {
+	var b strings.Builder
+	for _, key := range slices.Sorted(maps.Keys(inputs)) {
 		value, err := json.Marshal(inputs[key]) // JSON strings are YAML strings
 		if err != nil {
 			panic(err)
 		}
 		b.WriteString("          " + key + ": " + string(value) + "\n")
 	}
-	b.WriteString(steps)
 	return b.String()
 }

@@ -30,7 +30,7 @@ func trackedFiles(t *testing.T, patterns ...string) []string {
 
 // TestWorkflows lets actionlint read every workflow, ours and the examples.
 func TestWorkflows(t *testing.T) {
-	files := trackedFiles(t, ".github/workflows/*.yml", "examples/**/workflows/*.yml", "examples/*.yml")
+	files := trackedFiles(t, ".github/workflows/*.yml", "examples/*.yml") // of any depth
 	if len(files) == 0 {
 		t.Fatal("no workflow found")
 	}
@@ -70,7 +70,7 @@ var pinned = regexp.MustCompile(`^[\w.-]+/[\w.-]+(/[\w./-]+)?@[0-9a-f]{40}$`)
 func TestNoInjection(t *testing.T) {
 	// Only this project's own release may be named by a tag: in the examples.
 	const ours = "org/attestable-image-action"
-	files := trackedFiles(t, "action.yml", "*/action.yml", ".github/workflows/*.yml", "examples/**/*.yml")
+	files := trackedFiles(t, "action.yml", "*/action.yml", ".github/workflows/*.yml", "examples/*.yml")
 	if len(files) == 0 {
 		t.Fatal("no action and no workflow found")
 	}
