@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -148,10 +147,18 @@ func (c *coverage) partitionTable() {
 
 // espFiles adds the files of the EFI system partition.
 func (c *coverage) espFiles(fat *disk.FAT, esp *disk.Partition, ukiPath string, image *efi.Image) error {
-	return walkFAT(fat, "", 0, func(name string, file *disk.File) error {
+	areas, err := fat.Areas(esp.Size)
+	if err != nil {
+		return err
+	}
+	for _, a := range areas {
+		if a.Kind != disk.FATFile {
+			continue
+		}
+		name := a.Path
 		if strings.EqualFold(name, ukiPath) {
-			c.uki(file, esp, name, image)
-			return nil
+			c.uki(a, esp, name, image)
+			continue
 		}
 		why := "no boot path leads to it"
 		switch lower := strings.ToLower(name); {
@@ -162,56 +169,22 @@ func (c *coverage) espFiles(fat *disk.FAT, esp *disk.Partition, ukiPath string, 
 		case strings.HasSuffix(lower, "random-seed"):
 			why = "it seeds the kernel's random numbers: who knows it learns nothing, as other sources are mixed in"
 		}
-		for _, e := range file.Extents() {
-			c.add(esp.Offset+e.Offset, e.Length, name, NoPCR, why)
-		}
-		return nil
-	})
+		c.add(esp.Offset+a.Offset, a.Length, name, NoPCR, why)
+	}
+	return nil
 }
 
 // uki adds the unified kernel image: all that its Authenticode digest covers,
 // and its certificate table, which it does not.
-func (c *coverage) uki(file *disk.File, esp *disk.Partition, name string, image *efi.Image) {
+func (c *coverage) uki(a disk.FATArea, esp *disk.Partition, name string, image *efi.Image) {
 	certificates, length := image.CertificateTable()
-	at := int64(0)
-	for _, e := range file.Extents() {
-		covered := e.Length
-		if length > 0 {
-			covered = min(max(certificates-at, 0), e.Length)
-		}
-		c.add(esp.Offset+e.Offset, covered, name, 4, "its Authenticode digest is an event of PCR 4")
-		c.add(esp.Offset+e.Offset+covered, e.Length-covered, name+", signatures", NoPCR,
-			"the Authenticode digest leaves signatures out; with Secure Boot on, PCR 7 shows who signed")
-		at += e.Length
+	covered := a.Length
+	if length > 0 {
+		covered = min(max(certificates-a.From, 0), a.Length)
 	}
-}
-
-// walkFAT calls visit for every file, to a depth that real ESPs stay below.
-func walkFAT(fat *disk.FAT, dir string, depth int, visit func(string, *disk.File) error) error {
-	if depth > 16 {
-		return fmt.Errorf("the directory %s on the EFI system partition lies too deep", dir)
-	}
-	entries, err := fat.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		name := path.Join(dir, e.Name)
-		if e.IsDir {
-			if err := walkFAT(fat, name, depth+1, visit); err != nil {
-				return err
-			}
-			continue
-		}
-		file, err := fat.Open(name)
-		if err != nil {
-			return err
-		}
-		if err := visit(name, file); err != nil {
-			return err
-		}
-	}
-	return nil
+	c.add(esp.Offset+a.Offset, covered, name, 4, "its Authenticode digest is an event of PCR 4")
+	c.add(esp.Offset+a.Offset+covered, a.Length-covered, name+", signatures", NoPCR,
+		"the Authenticode digest leaves signatures out; with Secure Boot on, PCR 7 shows who signed")
 }
 
 // maxCommandLine bounds the kernel command line in a UKI, in bytes; the kernel
@@ -262,13 +235,13 @@ func (c *coverage) root(ctx context.Context, cmdline []string) error {
 		if hashOffset > p.Size {
 			continue
 		}
-		v, err := c.disk.Verity(p.Offset+hashOffset, p.Offset+p.Size)
+		v, err := c.disk.Verity(disk.Extent{Offset: p.Offset, Length: p.Size}, hashOffset)
 		if err != nil {
 			continue // this partition has no tree there
 		}
-		if root, err := v.RootHash(); err != nil {
+		if leads, err := v.Leads(want); err != nil {
 			return err
-		} else if !slices.Equal(root, want) {
+		} else if !leads {
 			continue
 		}
 		return c.tree(ctx, v, want, p, hashOffset)
@@ -307,9 +280,9 @@ func (c *coverage) tree(ctx context.Context, v *disk.Verity, want []byte, hash *
 		return nil // what the tree does not confirm is covered by nothing
 	}
 	c.add(data.Offset, v.DataBlocks*v.DataBlockSize, fmt.Sprintf("partition %d, root file system", data.Number), 4, why)
-	tree, length := v.Tree()
-	c.add(tree, length, fmt.Sprintf("partition %d, hash tree", hash.Number), 4, why)
-	c.add(hash.Offset+hashOffset, tree-hash.Offset-hashOffset, fmt.Sprintf("partition %d, verity superblock", hash.Number), NoPCR,
+	tree := v.Tree()
+	c.add(tree.Offset, tree.Length, fmt.Sprintf("partition %d, hash tree", hash.Number), 4, why)
+	c.add(hash.Offset+hashOffset, tree.Offset-hash.Offset-hashOffset, fmt.Sprintf("partition %d, verity superblock", hash.Number), NoPCR,
 		"a change of it makes the root hash fail, and the image does not boot")
 	return nil
 }

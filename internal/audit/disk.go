@@ -240,7 +240,7 @@ func (a *auditor) esp(esp *disk.Partition) error {
 		return err
 	}
 	files := 0
-	err = walkFAT(fat, "", 0, func(name string, file *disk.File) error {
+	err = fat.Walk(func(name string, file *disk.File) error {
 		files++
 		a.espFile(esp, name, file)
 		return a.ctx.Err()

@@ -17,7 +17,8 @@ import (
 type FAT struct {
 	r            io.ReaderAt
 	bits         int   // of a FAT entry: 12, 16 or 32
-	fatOffset    int64 // bytes from the start of the file system, of the FAT in use
+	firstFAT     int64 // bytes from the start of the file system
+	fatOffset    int64 // likewise, of the FAT in use
 	fatSize      int64 // bytes
 	dataOffset   int64 // bytes, of cluster 2
 	clusterSize  int64 // bytes
@@ -91,6 +92,7 @@ func OpenFAT(r io.ReaderAt, size int64) (*FAT, error) {
 	}
 	f := &FAT{
 		r:           r,
+		firstFAT:    reserved * sector,
 		fatOffset:   reserved * sector,
 		fatSize:     fatSectors * sector,
 		clusterSize: perCluster * sector,
@@ -301,13 +303,7 @@ func (f *FAT) Open(path string) (*File, error) {
 	if entry.IsDir {
 		return nil, fmt.Errorf("open %s: it is a directory", path)
 	}
-	file := &File{fat: f, path: path, size: entry.Size}
-	if entry.Size > 0 {
-		if file.runs, err = f.chain(entry.cluster, entry.Size); err != nil {
-			return nil, fmt.Errorf("open %s: %w", path, err)
-		}
-	}
-	return file, nil
+	return f.openEntry(entry, path)
 }
 
 // Size is the file's size in bytes.

@@ -469,6 +469,9 @@ func FuzzFAT(f *testing.F) {
 			}
 		}
 		readWhole(t, fat, path, int64(len(content)))
+		if areas, err := fat.Areas(int64(len(content))); err == nil {
+			wholeFAT(t, areas, int64(len(content)))
+		}
 	})
 }
 

@@ -18,21 +18,30 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Verity is a dm-verity hash tree with the superblock that veritysetup writes
-// before it (cryptsetup's "DMVerity on-disk format", version 1).
-type Verity struct {
-	UUID          [16]byte
+// VerityParameters say how a dm-verity hash tree was made.
+type VerityParameters struct {
 	Algorithm     string // "sha256" or "sha512"
 	HashType      uint32 // 1; 0 is Chromium OS's, with the salt behind
 	DataBlockSize int64  // bytes
 	HashBlockSize int64  // bytes
 	DataBlocks    int64
 	Salt          []byte
-
-	disk   *Disk
-	tree   int64 // byte offset of the tree on the disk
-	levels []verityLevel
 }
+
+// Verity is a dm-verity hash tree, mostly with the superblock that veritysetup
+// writes before it (cryptsetup's "DMVerity on-disk format", version 1).
+type Verity struct {
+	VerityParameters
+
+	UUID [16]byte // of the superblock
+
+	disk       *Disk
+	superblock int64 // byte offset on the disk, or noSuperblock
+	tree       int64 // byte offset of the tree on the disk
+	levels     []verityLevel
+}
+
+const noSuperblock = -1
 
 // verityLevel is a level of the tree; level 0 holds the digests of data blocks.
 type verityLevel struct {
@@ -49,22 +58,24 @@ const (
 	verityMaxReported = 100
 )
 
-// Verity reads the verity superblock at a byte offset of the disk. The hash
-// tree behind it must end before limit.
-func (d *Disk) Verity(offset, limit int64) (*Verity, error) {
-	v, err := d.verity(offset, min(limit, d.size))
+// Verity reads the verity superblock at a byte offset of a hash device, which is
+// a run of bytes of the disk, a partition mostly. The hash tree behind it must
+// end before the device does.
+func (d *Disk) Verity(device Extent, offset int64) (*Verity, error) {
+	v, err := d.verity(device, offset)
 	if err != nil {
-		return nil, fmt.Errorf("read verity superblock at byte %d of %s: %w", offset, d.Name(), err)
+		return nil, fmt.Errorf("read verity superblock at byte %d of %s: %w", device.Offset+offset, d.Name(), err)
 	}
 	return v, nil
 }
 
-func (d *Disk) verity(offset, limit int64) (*Verity, error) {
+func (d *Disk) verity(device Extent, offset int64) (*Verity, error) {
 	raw := make([]byte, veritySuperblock)
-	if offset < 0 || offset > limit-veritySuperblock {
+	limit := min(device.Offset+device.Length, d.size)
+	if device.Offset < 0 || offset < 0 || offset > limit-device.Offset-veritySuperblock {
 		return nil, errors.New("it lies outside the partition")
 	}
-	if _, err := d.ReadAt(raw, offset); err != nil {
+	if _, err := d.ReadAt(raw, device.Offset+offset); err != nil {
 		return nil, err
 	}
 	le := binary.LittleEndian
@@ -72,33 +83,71 @@ func (d *Disk) verity(offset, limit int64) (*Verity, error) {
 		return nil, errors.New("there is none")
 	}
 	algorithm, _, _ := bytes.Cut(raw[32:64], []byte{0})
-	v := &Verity{
-		UUID:          [16]byte(raw[16:32]),
-		Algorithm:     string(algorithm),
-		HashType:      le.Uint32(raw[12:]),
-		DataBlockSize: int64(le.Uint32(raw[64:])),
-		HashBlockSize: int64(le.Uint32(raw[68:])),
-		disk:          d,
-	}
-	blocks, salt := le.Uint64(raw[72:]), int(le.Uint16(raw[80:]))
-	switch version := le.Uint32(raw[8:]); {
-	case version != 1:
+	salt := int(le.Uint16(raw[80:]))
+	if version := le.Uint32(raw[8:]); version != 1 {
 		return nil, fmt.Errorf("version %d is not known", version)
-	case v.HashType > 1:
-		return nil, fmt.Errorf("hash type %d is not known", v.HashType)
-	case v.digestSize() == 0:
-		return nil, fmt.Errorf("hash algorithm %q is neither sha256 nor sha512", v.Algorithm)
-	case !verityBlockSize(v.DataBlockSize) || !verityBlockSize(v.HashBlockSize):
-		return nil, fmt.Errorf("blocks of %d and %d bytes are not powers of two from 512 to 65,536", v.DataBlockSize, v.HashBlockSize)
-	case salt > verityMaxSalt:
-		return nil, fmt.Errorf("a salt of %d bytes is longer than %d", salt, verityMaxSalt)
-	case blocks == 0 || blocks > uint64(d.size/v.DataBlockSize):
-		return nil, fmt.Errorf("%d data blocks of %d bytes are more than the disk's %d bytes", blocks, v.DataBlockSize, d.size)
 	}
-	v.DataBlocks, v.Salt = int64(blocks), raw[88:88+salt]
-	// The tree begins with the next hash block.
-	v.tree = offset + (veritySuperblock+v.HashBlockSize-1)/v.HashBlockSize*v.HashBlockSize
+	if salt > verityMaxSalt {
+		return nil, fmt.Errorf("a salt of %d bytes is longer than %d", salt, verityMaxSalt)
+	}
+	v := &Verity{
+		VerityParameters: VerityParameters{
+			Algorithm:     string(algorithm),
+			HashType:      le.Uint32(raw[12:]),
+			DataBlockSize: int64(le.Uint32(raw[64:])),
+			HashBlockSize: int64(le.Uint32(raw[68:])),
+			Salt:          raw[88 : 88+salt],
+		},
+		UUID:       [16]byte(raw[16:32]),
+		disk:       d,
+		superblock: device.Offset + offset,
+	}
+	if err := v.check(le.Uint64(raw[72:])); err != nil {
+		return nil, err
+	}
+	// The tree begins with the next hash block of the device.
+	v.tree = device.Offset + (offset+veritySuperblock+v.HashBlockSize-1)/v.HashBlockSize*v.HashBlockSize
 	return v, v.layout(limit)
+}
+
+// VerityTree is a hash tree without a superblock (veritysetup's --no-superblock)
+// at a byte offset of a hash device: what it is comes from elsewhere.
+func (d *Disk) VerityTree(p VerityParameters, device Extent, offset int64) (*Verity, error) {
+	limit := min(device.Offset+device.Length, d.size)
+	if device.Offset < 0 || offset < 0 || offset > limit-device.Offset {
+		return nil, fmt.Errorf("find verity tree at byte %d of %s: it lies outside the partition", offset, d.Name())
+	}
+	v := &Verity{VerityParameters: p, disk: d, superblock: noSuperblock, tree: device.Offset + offset}
+	err := v.check(uint64(max(p.DataBlocks, 0)))
+	if err == nil && offset%p.HashBlockSize != 0 {
+		err = fmt.Errorf("the tree does not begin at a multiple of %d bytes", p.HashBlockSize)
+	}
+	if err == nil && len(p.Salt) > verityMaxSalt {
+		err = fmt.Errorf("a salt of %d bytes is longer than %d", len(p.Salt), verityMaxSalt)
+	}
+	if err == nil {
+		err = v.layout(limit)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find verity tree at byte %d of %s: %w", v.tree, d.Name(), err)
+	}
+	return v, nil
+}
+
+// check refuses parameters that no tree of this disk has.
+func (v *Verity) check(blocks uint64) error {
+	switch {
+	case v.HashType > 1:
+		return fmt.Errorf("hash type %d is not known", v.HashType)
+	case v.digestSize() == 0:
+		return fmt.Errorf("hash algorithm %q is neither sha256 nor sha512", v.Algorithm)
+	case !verityBlockSize(v.DataBlockSize) || !verityBlockSize(v.HashBlockSize):
+		return fmt.Errorf("blocks of %d and %d bytes are not powers of two from 512 to 65,536", v.DataBlockSize, v.HashBlockSize)
+	case blocks == 0 || blocks > uint64(v.disk.size/v.DataBlockSize):
+		return fmt.Errorf("%d data blocks of %d bytes are more than the disk's %d bytes", blocks, v.DataBlockSize, v.disk.size)
+	}
+	v.DataBlocks = int64(blocks)
+	return nil
 }
 
 func verityBlockSize(n int64) bool {
@@ -138,9 +187,9 @@ func (v *Verity) layout(limit int64) error {
 	return nil
 }
 
-// TreeSize is the length of superblock and tree in bytes.
+// TreeSize is the length of the tree in bytes, without a superblock.
 func (v *Verity) TreeSize() int64 {
-	size := v.HashBlockSize
+	size := int64(0)
 	for _, l := range v.levels {
 		size += l.blocks * v.HashBlockSize
 	}
@@ -201,7 +250,7 @@ func (v *Verity) Verify(ctx context.Context, dataOffset int64) (*VerityReport, e
 		c.report.RootHash = v.digest(nil, block, nil)
 		return &c.report, nil
 	}
-	if c.report.RootHash, err = v.RootHash(); err != nil {
+	if c.report.RootHash, _, err = v.RootHash(); err != nil {
 		return nil, fmt.Errorf("verify verity: %w", err)
 	}
 	for i := len(v.levels) - 2; i >= 0; i-- {
@@ -350,18 +399,19 @@ func (v *Verity) String() string {
 }
 
 // RootHash is what the topmost block of the tree leads to; no other block is
-// read.
-func (v *Verity) RootHash() ([]byte, error) {
+// read. ok is false for a tree over one data block, which has no block of its
+// own: that block's digest is the root hash.
+func (v *Verity) RootHash() (root []byte, ok bool, err error) {
 	if len(v.levels) == 0 {
-		return nil, errors.New("a tree over one block has no block of its own")
+		return nil, false, nil
 	}
 	block := make([]byte, v.HashBlockSize)
 	if _, err := v.disk.ReadAt(block, v.levels[len(v.levels)-1].offset); err != nil {
-		return nil, fmt.Errorf("read hash tree: %w", err)
+		return nil, false, fmt.Errorf("read hash tree: %w", err)
 	}
-	return v.digest(nil, block, nil), nil
+	return v.digest(nil, block, nil), true, nil
 }
 
-// Tree is where the tree lies, without the superblock: the offset from the
-// start of the disk and the length, in bytes.
-func (v *Verity) Tree() (offset, length int64) { return v.tree, v.TreeSize() - v.HashBlockSize }
+// Tree is where the tree lies, without the superblock: bytes from the start of
+// the disk.
+func (v *Verity) Tree() Extent { return Extent{v.tree, v.TreeSize()} }

@@ -55,6 +55,9 @@ func verityDisk(t testing.TB, size int64, args ...string) (path string, root []b
 	return path, root
 }
 
+// hashDevice is a hash device that is all of a disk.
+func hashDevice(d *Disk) Extent { return Extent{0, d.Size()} }
+
 func openTest(t testing.TB, path string) *Disk {
 	t.Helper()
 	d, err := Open(path)
@@ -85,7 +88,7 @@ func TestVerity(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			path, root := verityDisk(t, tc.size, tc.args...)
 			d := openTest(t, path)
-			v, err := d.Verity(tc.size, d.Size())
+			v, err := d.Verity(hashDevice(d), tc.size)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -99,7 +102,7 @@ func TestVerity(t *testing.T) {
 			if read := d.BytesRead(); tc.size >= 4<<20 && read > tc.size {
 				t.Errorf("read %d bytes of %d, a quarter of which is a hole", read, tc.size)
 			}
-			if tc.size+v.TreeSize() > d.Size() {
+			if tree := v.Tree(); tree.Offset+tree.Length > d.Size() {
 				t.Errorf("a tree of %d bytes does not fit into what veritysetup wrote", v.TreeSize())
 			}
 		})
@@ -127,7 +130,7 @@ func TestVerityFindsFlippedBytes(t *testing.T) {
 	}
 	verify := func() *VerityReport {
 		d := openTest(t, path)
-		v, err := d.Verity(size, d.Size())
+		v, err := d.Verity(hashDevice(d), size)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -192,7 +195,7 @@ func TestVerityBadInput(t *testing.T) {
 				t.Fatal(err)
 			}
 			d := openTest(t, path)
-			if _, err := d.Verity(size, d.Size()); err == nil || !strings.Contains(err.Error(), tc.err) {
+			if _, err := d.Verity(hashDevice(d), size); err == nil || !strings.Contains(err.Error(), tc.err) {
 				t.Errorf("error %v, want %q", err, tc.err)
 			}
 		})
@@ -202,11 +205,11 @@ func TestVerityBadInput(t *testing.T) {
 	}
 	d := openTest(t, path)
 	for _, offset := range []int64{-1, d.Size() - 511, d.Size() + 1, 1 << 62} {
-		if _, err := d.Verity(offset, d.Size()); err == nil || !strings.Contains(err.Error(), "lies outside") {
+		if _, err := d.Verity(hashDevice(d), offset); err == nil || !strings.Contains(err.Error(), "lies outside") {
 			t.Errorf("superblock at %d: %v", offset, err)
 		}
 	}
-	v, err := d.Verity(size, d.Size())
+	v, err := d.Verity(hashDevice(d), size)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +222,7 @@ func BenchmarkVerity(b *testing.B) {
 	const size = 256 << 20
 	path, root := verityDisk(b, size)
 	d := openTest(b, path)
-	v, err := d.Verity(size, d.Size())
+	v, err := d.Verity(hashDevice(d), size)
 	if err != nil {
 		b.Fatal(err)
 	}

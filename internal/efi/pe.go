@@ -204,17 +204,34 @@ func (i *Image) Authenticode(hashes ...hash.Hash) error {
 }
 
 // AuthenticodeContent returns a reader over what an Authenticode digest covers,
-// and its length in bytes: the headers without CheckSum and the certificate
-// table's directory entry, then every section that has content in the order of
-// the file, then what follows the last section up to the certificate table.
+// and its length in bytes.
+func (i *Image) AuthenticodeContent() (r io.Reader, length int64, err error) {
+	spans, err := i.AuthenticodeSpans()
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, s := range spans {
+		length += s.Length
+	}
+	return &authenticodeContent{i.r, spans}, length, nil
+}
+
+// Span is a run of bytes of a file.
+type Span struct{ Offset, Length int64 }
+
+// AuthenticodeSpans are the bytes that an Authenticode digest covers, in its
+// order: the headers without CheckSum and the certificate table's directory
+// entry, then every section that has content in the order of the file, then what
+// follows the last section up to the certificate table.
 //
 // It is EDK II's reading of the format: overlapping sections are hashed twice,
 // and data after the last section counts by its amount, not its place.
-func (i *Image) AuthenticodeContent() (r io.Reader, length int64, err error) {
-	c := &authenticodeContent{r: i.r}
+func (i *Image) AuthenticodeSpans() ([]Span, error) {
+	var spans []Span
 	add := func(from, to int64) {
-		c.spans = append(c.spans, span{from, to})
-		length += to - from
+		if to > from {
+			spans = append(spans, Span{from, to - from})
+		}
 	}
 	headers := int64(i.headersSize)
 	next := i.checksum + 4
@@ -238,32 +255,30 @@ func (i *Image) AuthenticodeContent() (r io.Reader, length int64, err error) {
 	}
 	if hashed < i.size {
 		if hashed+int64(i.certSize) > i.size {
-			return nil, 0, fmt.Errorf("sections and certificate table are %d bytes longer than the file: firmware would not load it", hashed+int64(i.certSize)-i.size)
+			return nil, fmt.Errorf("sections and certificate table are %d bytes longer than the file: firmware would not load it", hashed+int64(i.certSize)-i.size)
 		}
 		add(hashed, i.size-int64(i.certSize))
 	}
-	return c, length, nil
+	return spans, nil
 }
-
-// span is a stretch of a file, in bytes from its start.
-type span struct{ from, to int64 }
 
 type authenticodeContent struct {
 	r     io.ReaderAt
-	spans []span // that are left to read
+	spans []Span // that are left to read
 }
 
 func (c *authenticodeContent) Read(p []byte) (int, error) {
-	for len(c.spans) > 0 && c.spans[0].from >= c.spans[0].to {
-		c.spans = c.spans[1:]
-	}
 	if len(c.spans) == 0 {
 		return 0, io.EOF
 	}
 	s := &c.spans[0]
-	p = p[:min(int64(len(p)), s.to-s.from)]
-	n, err := c.r.ReadAt(p, s.from)
-	s.from += int64(n)
+	p = p[:min(int64(len(p)), s.Length)]
+	n, err := c.r.ReadAt(p, s.Offset)
+	s.Offset += int64(n)
+	s.Length -= int64(n)
+	if s.Length == 0 {
+		c.spans = c.spans[1:]
+	}
 	if n == len(p) {
 		return n, nil
 	}
@@ -272,6 +287,11 @@ func (c *authenticodeContent) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// CertificateEntry is where the headers say where the signatures are: the offset
+// in the file of 8 bytes that no digest covers, 0 when the headers have no room
+// for them.
+func (i *Image) CertificateEntry() int64 { return i.certEntry }
 
 // Section returns the first section of a name.
 func (i *Image) Section(name string) (Section, bool) {

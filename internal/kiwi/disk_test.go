@@ -123,7 +123,7 @@ func checkVerity(t *testing.T, d *disk.Disk, root disk.Partition, line map[strin
 	if err != nil {
 		t.Fatalf("verity's options are %q", options)
 	}
-	verity, err := d.Verity(root.Offset+offset, root.Offset+root.Size)
+	verity, err := d.Verity(disk.Extent{Offset: root.Offset, Length: root.Size}, offset)
 	if err != nil {
 		t.Fatal(err)
 	}
