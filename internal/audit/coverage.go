@@ -4,8 +4,8 @@
 package audit
 
 import (
+	"cmp"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +25,11 @@ type Region struct {
 	// PCR is the number of the PCR whose value changes with any of these bytes,
 	// directly or over a digest that it covers; NoPCR when there is none.
 	PCR int
+	// Steers says of bytes that no PCR covers that they decide what is read
+	// elsewhere: some changes of them show, since another image is then loaded or
+	// nothing boots, and others do not. A change of bytes that neither steer nor
+	// are covered never shows.
+	Steers bool `json:",omitempty"`
 	// Why says how the PCR covers the bytes, or what they could do when nothing
 	// covers them.
 	Why string
@@ -63,20 +68,17 @@ func (c *Coverage) Covered() (covered, total int64) {
 	return covered, c.Size
 }
 
-// errNoVerity means that the boot chain names no root hash: nothing vouches for
-// the root file system.
-var errNoVerity = errors.New("the kernel command line in the unified kernel image has no roothash=")
-
 // errNoTree means that the root hash is there and its tree was not found: all
 // else can still be told.
 var errNoTree = errors.New("the hash tree of the root file system was not found")
 
-// MeasureCoverage finds out what covers each byte of a disk. ukiPath is the
-// path of the unified kernel image on the EFI system partition. Every block of
-// the root file system is read.
-func MeasureCoverage(ctx context.Context, d *disk.Disk, ukiPath string) (*Coverage, error) {
-	c := &coverage{disk: d}
-	if err := c.measure(ctx, ukiPath); err != nil {
+// MeasureCoverage finds out what covers each byte of a disk. chain has the paths
+// of the PE images on the EFI system partition that a boot loads, in their
+// order; the last is the unified kernel image. Every block of the root file
+// system is read.
+func MeasureCoverage(ctx context.Context, d *disk.Disk, chain []string) (*Coverage, error) {
+	c := &coverage{disk: d, images: map[string]*loadedImage{}}
+	if err := c.measure(ctx, chain); err != nil {
 		return nil, fmt.Errorf("find what covers %s: %w", d.Name(), err)
 	}
 	c.fill()
@@ -85,19 +87,38 @@ func MeasureCoverage(ctx context.Context, d *disk.Disk, ukiPath string) (*Covera
 
 type coverage struct {
 	disk    *disk.Disk
+	images  map[string]*loadedImage // by path, in lower case
+	loader  string                  // "systemd-boot 257" when one is in front
 	gpt     *disk.GPT
 	regions []Region
 	verity  *VerityCoverage
 	problem string
 }
 
-func (c *coverage) add(offset, length int64, what string, pcr int, why string) {
-	if length > 0 {
-		c.regions = append(c.regions, Region{offset, length, what, pcr, why})
+// covered adds bytes that a PCR covers, inert ones that nothing covers and that
+// decide nothing, steering ones that do.
+func (c *coverage) covered(offset, length int64, what string, pcr int, why string) {
+	c.add(Region{offset, length, what, pcr, false, why})
+}
+
+func (c *coverage) inert(offset, length int64, what, why string) {
+	c.add(Region{offset, length, what, NoPCR, false, why})
+}
+
+func (c *coverage) steering(offset, length int64, what, why string) {
+	c.add(Region{offset, length, what, NoPCR, true, why})
+}
+
+func (c *coverage) add(r Region) {
+	if r.Length > 0 {
+		c.regions = append(c.regions, r)
 	}
 }
 
-func (c *coverage) measure(ctx context.Context, ukiPath string) error {
+func (c *coverage) measure(ctx context.Context, chain []string) error {
+	if len(chain) == 0 {
+		return errors.New("the boot loads no image from the EFI system partition")
+	}
 	var err error
 	if c.gpt, err = c.disk.GPT(); err != nil {
 		return err
@@ -111,80 +132,28 @@ func (c *coverage) measure(ctx context.Context, ukiPath string) error {
 	if err != nil {
 		return err
 	}
-	uki, err := fat.Open(ukiPath)
-	if err != nil {
+	var uki *loadedImage
+	for _, name := range chain {
+		if uki, err = c.loadImage(fat, name); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if err := c.esp(fat, esp); err != nil {
 		return err
 	}
-	image, err := efi.ParseImage(uki, uki.Size())
+	target, err := findVerityTarget(uki.image)
 	if err != nil {
-		return fmt.Errorf("%s: %w", ukiPath, err)
+		return fmt.Errorf("%s: %w", chain[len(chain)-1], err)
 	}
-	if err := c.espFiles(fat, esp, ukiPath, image); err != nil {
-		return err
+	if target == nil {
+		return nil
 	}
-	cmdline, err := commandLine(image)
-	if err != nil {
-		return fmt.Errorf("%s: %w", ukiPath, err)
-	}
-	switch err := c.root(ctx, cmdline); {
-	case errors.Is(err, errNoVerity):
-	case errors.Is(err, errNoTree):
+	err = c.root(ctx, target)
+	if errors.Is(err, errNoTree) {
 		c.problem = err.Error()
-	case err != nil:
-		return err
+		return nil
 	}
-	return nil
-}
-
-// partitionTable adds what firmware measures of the partition table.
-func (c *coverage) partitionTable() {
-	const why = "the partition table is an event of PCR 5"
-	c.add(c.gpt.SectorSize, int64(len(c.gpt.Header)), "GPT header", 5, why)
-	for _, p := range c.gpt.Partitions {
-		c.add(c.gpt.EntryOffset(p), int64(len(p.Entry)), fmt.Sprintf("GPT entry %d", p.Number), 5, why)
-	}
-}
-
-// espFiles adds the files of the EFI system partition.
-func (c *coverage) espFiles(fat *disk.FAT, esp *disk.Partition, ukiPath string, image *efi.Image) error {
-	areas, err := fat.Areas(esp.Size)
-	if err != nil {
-		return err
-	}
-	for _, a := range areas {
-		if a.Kind != disk.FATFile {
-			continue
-		}
-		name := a.Path
-		if strings.EqualFold(name, ukiPath) {
-			c.uki(a, esp, name, image)
-			continue
-		}
-		why := "no boot path leads to it"
-		switch lower := strings.ToLower(name); {
-		case strings.HasSuffix(lower, ".efi"):
-			why = "firmware runs it only when a boot entry names it, which PCR 4 then shows"
-		case strings.HasSuffix(lower, ".cred"), strings.HasSuffix(lower, ".raw"):
-			why = "systemd-stub hands it to the system, and only PCR 12 or 13 shows it"
-		case strings.HasSuffix(lower, "random-seed"):
-			why = "it seeds the kernel's random numbers: who knows it learns nothing, as other sources are mixed in"
-		}
-		c.add(esp.Offset+a.Offset, a.Length, name, NoPCR, why)
-	}
-	return nil
-}
-
-// uki adds the unified kernel image: all that its Authenticode digest covers,
-// and its certificate table, which it does not.
-func (c *coverage) uki(a disk.FATArea, esp *disk.Partition, name string, image *efi.Image) {
-	certificates, length := image.CertificateTable()
-	covered := a.Length
-	if length > 0 {
-		covered = min(max(certificates-a.From, 0), a.Length)
-	}
-	c.add(esp.Offset+a.Offset, covered, name, 4, "its Authenticode digest is an event of PCR 4")
-	c.add(esp.Offset+a.Offset+covered, a.Length-covered, name+", signatures", NoPCR,
-		"the Authenticode digest leaves signatures out; with Secure Boot on, PCR 7 shows who signed")
+	return err
 }
 
 // maxCommandLine bounds the kernel command line in a UKI, in bytes; the kernel
@@ -210,92 +179,13 @@ func option(words []string, name string) (value string, ok bool) {
 	return value, ok
 }
 
-// root finds the partition that the root hash on the command line speaks of,
-// and recomputes its tree.
-func (c *coverage) root(ctx context.Context, cmdline []string) error {
-	text, ok := option(cmdline, "roothash")
-	if !ok {
-		return errNoVerity
-	}
-	want, err := hex.DecodeString(text)
-	if err != nil {
-		return fmt.Errorf("roothash=%s on the kernel command line is not hex", text)
-	}
-	hashOffset := int64(0)
-	options, _ := option(cmdline, "systemd.verity_root_options")
-	for field := range strings.SplitSeq(options, ",") {
-		if v, found := strings.CutPrefix(field, "hash-offset="); found {
-			if hashOffset, err = strconv.ParseInt(v, 10, 64); err != nil || hashOffset < 0 {
-				return fmt.Errorf("hash-offset=%s on the kernel command line is no offset", v)
-			}
-		}
-	}
-	for i := range c.gpt.Partitions {
-		p := &c.gpt.Partitions[i]
-		if hashOffset > p.Size {
-			continue
-		}
-		v, err := c.disk.Verity(disk.Extent{Offset: p.Offset, Length: p.Size}, hashOffset)
-		if err != nil {
-			continue // this partition has no tree there
-		}
-		if leads, err := v.Leads(want); err != nil {
-			return err
-		} else if !leads {
-			continue
-		}
-		return c.tree(ctx, v, want, p, hashOffset)
-	}
-	return fmt.Errorf("%w: no partition has one at offset %d that leads to the root hash %s of the kernel command line", errNoTree, hashOffset, text)
-}
-
-// tree recomputes a tree that leads to the expected root hash over the
-// partition with the data: its own when it begins behind the data, else the
-// first whose blocks the tree confirms best.
-func (c *coverage) tree(ctx context.Context, v *disk.Verity, want []byte, hash *disk.Partition, hashOffset int64) error {
-	var best *disk.VerityReport
-	var data *disk.Partition
-	for i := range c.gpt.Partitions {
-		p := &c.gpt.Partitions[i]
-		if (hashOffset > 0) != (p.Number == hash.Number) || v.DataBlocks*v.DataBlockSize > p.Size {
-			continue
-		}
-		report, err := v.Verify(ctx, p.Offset)
-		if err != nil {
-			return err
-		}
-		if best == nil || report.BadDataCount < best.BadDataCount {
-			best, data = report, p
-		}
-	}
-	if best == nil {
-		return fmt.Errorf("%w with its data: the one in partition %d speaks of %d blocks of %d bytes, and no partition has them", errNoTree, hash.Number, v.DataBlocks, v.DataBlockSize)
-	}
-	c.verity = &VerityCoverage{
-		RootHash: hex.EncodeToString(want), Partition: data.Number, HashPartition: hash.Number,
-		Description: v.String(), Report: best, Holds: best.Holds(want),
-	}
-	const why = "the root hash in the unified kernel image covers each block, and PCR 4 the image"
-	if !c.verity.Holds {
-		return nil // what the tree does not confirm is covered by nothing
-	}
-	c.add(data.Offset, v.DataBlocks*v.DataBlockSize, fmt.Sprintf("partition %d, root file system", data.Number), 4, why)
-	tree := v.Tree()
-	c.add(tree.Offset, tree.Length, fmt.Sprintf("partition %d, hash tree", hash.Number), 4, why)
-	c.add(hash.Offset+hashOffset, tree.Offset-hash.Offset-hashOffset, fmt.Sprintf("partition %d, verity superblock", hash.Number), NoPCR,
-		"a change of it makes the root hash fail, and the image does not boot")
-	return nil
-}
-
 // fill sorts the regions and adds what lies between them.
 func (c *coverage) fill() {
-	slices.SortStableFunc(c.regions, func(a, b Region) int {
-		return int(min(max(a.Offset-b.Offset, -1), 1))
-	})
+	slices.SortStableFunc(c.regions, func(a, b Region) int { return cmp.Compare(a.Offset, b.Offset) })
 	var all []Region
 	at := int64(0)
 	for _, r := range c.regions {
-		if end := r.Offset + r.Length; r.Offset < at { // two files share clusters: only the first counts
+		if end := r.Offset + r.Length; r.Offset < at { // sections that overlap
 			r.Offset, r.Length = at, end-at
 		}
 		if r.Length <= 0 {
@@ -316,30 +206,19 @@ func (c *coverage) between(from, to int64) []Region {
 	add := func(end int64, what, why string) {
 		end = min(end, to)
 		if from < end {
-			regions = append(regions, Region{from, end - from, what, NoPCR, why})
+			regions = append(regions, Region{from, end - from, what, NoPCR, false, why})
 			from = end
 		}
 	}
-	add(c.gpt.SectorSize, "protective MBR", "UEFI firmware runs no code from it")
 	partitions := slices.Clone(c.gpt.Partitions)
-	slices.SortFunc(partitions, func(a, b disk.Partition) int { return int(min(max(a.Offset-b.Offset, -1), 1)) })
+	slices.SortFunc(partitions, func(a, b disk.Partition) int { return cmp.Compare(a.Offset, b.Offset) })
 	const outside = "outside of partitions"
 	const unused = "nothing reads it; a program in the running system could hide data here"
-	for i, p := range partitions {
-		before := outside
-		if i == 0 && from < c.gpt.TableEnd() {
-			add(min(c.gpt.TableEnd(), p.Offset), "unused entries of the GPT", "firmware takes no unused entry into account")
-		}
-		add(p.Offset, before, unused)
-		if p.Type == disk.ESPType {
-			add(p.Offset+p.Size, fmt.Sprintf("partition %d, FAT structures and free space", p.Number),
-				"it decides which files there are: another boot image shows in PCR 4, a credential or add-on in PCR 12 only")
-			continue
-		}
+	for _, p := range partitions {
+		add(p.Offset, outside, unused)
 		add(p.Offset+p.Size, fmt.Sprintf("partition %d, %s", p.Number, partitionName(p)), "whatever the system reads from here, no PCR shows")
 	}
-	add(c.disk.Size()-33*c.gpt.SectorSize, outside, unused)
-	add(c.disk.Size(), "backup GPT", "firmware uses it when the first one is damaged")
+	add(c.disk.Size(), outside, unused)
 	return regions
 }
 

@@ -35,14 +35,14 @@ func inspectOpenings(ctx context.Context, path string, doc *measure.Document) (*
 // findOpenings looks at an open disk; doc names its boot chain, whose last file
 // is the unified kernel image.
 func findOpenings(ctx context.Context, d *disk.Disk, doc *measure.Document) (_ *openings, err error) {
-	uki := ""
+	var chain []string
 	for _, image := range doc.BootChain {
 		if !strings.Contains(image.Path, "#") {
-			uki = image.Path
+			chain = append(chain, image.Path)
 		}
 	}
 	o := new(openings)
-	if o.coverage, err = audit.MeasureCoverage(ctx, d, uki); err != nil {
+	if o.coverage, err = audit.MeasureCoverage(ctx, d, chain); err != nil {
 		return nil, err
 	}
 	o.report, err = audit.Disk(ctx, d, audit.Options{SecureBoot: doc.SecureBoot.Enabled})

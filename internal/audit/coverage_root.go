@@ -1,0 +1,224 @@
+package audit
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/org/attestable-image-action/internal/disk"
+	"github.com/org/attestable-image-action/internal/efi"
+)
+
+// verityTarget is a root hash that a unified kernel image brings, and how the
+// tree that it belongs to is opened.
+type verityTarget struct {
+	root    []byte
+	options []string
+	from    string // where it stands, for messages
+}
+
+// findVerityTarget reads the root hash from the kernel command line, or from
+// /etc/veritytab in the initrd. It is nil when there is none, or when it is not
+// used.
+func findVerityTarget(image *efi.Image) (*verityTarget, error) {
+	words, err := commandLine(image)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"systemd.verity", "rd.systemd.verity"} {
+		if on, present := isOn(words, name); present && !on {
+			return nil, nil
+		}
+	}
+	if text, ok := option(words, "roothash"); ok {
+		options, _ := option(words, "systemd.verity_root_options")
+		return newVerityTarget(text, options, "roothash= on the kernel command line")
+	}
+	section, ok := image.Section(".initrd")
+	if !ok || section.VirtualSize > maxInitrd {
+		return nil, nil
+	}
+	content := image.Content(section)
+	rd, err := readInitrd(content, content.Size())
+	if err != nil {
+		return nil, nil // the audit reports it
+	}
+	file, err := rd.file("etc/veritytab")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read /etc/veritytab of the initrd: %w", err)
+	}
+	kiwi, _ := option(words, "rd.kiwi.verity_options")
+	var found *verityTarget
+	for line := range strings.Lines(string(file.content)) {
+		fields := strings.Fields(line)
+		if len(fields) < 4 || strings.HasPrefix(fields[0], "#") || found != nil && fields[0] != "root" {
+			continue
+		}
+		options := kiwi
+		if len(fields) > 4 {
+			options += "," + fields[4]
+		}
+		if found, err = newVerityTarget(fields[3], options, "/etc/veritytab of the initrd"); err != nil {
+			return nil, err
+		}
+		if fields[0] == "root" {
+			break
+		}
+	}
+	return found, nil
+}
+
+func newVerityTarget(root, options, from string) (*verityTarget, error) {
+	want, err := hex.DecodeString(root)
+	if err != nil || len(want) == 0 {
+		return nil, fmt.Errorf("%s is %.150q, which is no root hash in hex", from, root)
+	}
+	return &verityTarget{want, strings.Split(options, ","), from}, nil
+}
+
+// option returns the last value of an option of verity.
+func (v *verityTarget) option(name string) (value string, ok bool) {
+	for _, o := range v.options {
+		if text, found := strings.CutPrefix(o, name+"="); found {
+			value, ok = text, true
+		}
+	}
+	return value, ok
+}
+
+// number reads an option that is a number of bytes or blocks.
+func (v *verityTarget) number(name string, otherwise int64) (int64, error) {
+	text, ok := v.option(name)
+	if !ok {
+		return otherwise, nil
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("%s=%.100s in the options for %s is no number", name, text, v.from)
+	}
+	return n, nil
+}
+
+// open opens the tree that a partition has at the hash offset.
+func (v *verityTarget) open(d *disk.Disk, p *disk.Partition, offset int64) (*disk.Verity, error) {
+	device := disk.Extent{Offset: p.Offset, Length: p.Size}
+	if text, ok := v.option("superblock"); !ok || text != "no" && text != "0" && text != "false" && text != "off" {
+		return d.Verity(device, offset)
+	}
+	parameters := disk.VerityParameters{Algorithm: "sha256", HashType: 1}
+	if text, ok := v.option("hash"); ok {
+		parameters.Algorithm = text
+	}
+	if text, _ := v.option("salt"); text != "" && text != "-" {
+		salt, err := hex.DecodeString(text)
+		if err != nil {
+			return nil, fmt.Errorf("salt=%.100s in the options for %s is not hex", text, v.from)
+		}
+		parameters.Salt = salt
+	}
+	format, err := v.number("format", 1)
+	if err != nil {
+		return nil, err
+	}
+	parameters.HashType = uint32(min(format, 2)) //nolint:gosec // 2 stands for every one that is not known
+	for name, into := range map[string]*int64{"data-block-size": &parameters.DataBlockSize, "hash-block-size": &parameters.HashBlockSize} {
+		if *into, err = v.number(name, 4096); err != nil {
+			return nil, err
+		}
+	}
+	if parameters.DataBlocks, err = v.number("data-blocks", 0); err != nil {
+		return nil, err
+	}
+	return d.VerityTree(parameters, device, offset)
+}
+
+// root finds the partition whose tree leads to a root hash, and recomputes that.
+func (c *coverage) root(ctx context.Context, target *verityTarget) error {
+	offset, err := target.number("hash-offset", 0)
+	if err != nil {
+		return err
+	}
+	for i := range c.gpt.Partitions {
+		p := &c.gpt.Partitions[i]
+		if offset > p.Size {
+			continue
+		}
+		v, err := target.open(c.disk, p, offset)
+		if err != nil {
+			continue // this partition has no tree there
+		}
+		if leads, err := v.Leads(target.root); err != nil {
+			return err
+		} else if !leads {
+			continue
+		}
+		return c.tree(ctx, v, target, p, offset)
+	}
+	return fmt.Errorf("%w: no partition has one at offset %d that leads to the root hash %x of %s", errNoTree, offset, target.root, target.from)
+}
+
+// tree recomputes a tree that leads to the expected root hash over the
+// partition with the data: its own when it begins behind the data, else the
+// first whose blocks the tree confirms best.
+func (c *coverage) tree(ctx context.Context, v *disk.Verity, target *verityTarget, hash *disk.Partition, hashOffset int64) error {
+	var best *disk.VerityReport
+	var data *disk.Partition
+	for i := range c.gpt.Partitions {
+		p := &c.gpt.Partitions[i]
+		room := p.Size
+		if p.Number == hash.Number {
+			room = hashOffset
+		}
+		if (hashOffset > 0) != (p.Number == hash.Number) || v.DataBlocks*v.DataBlockSize > room {
+			continue
+		}
+		report, err := v.Verify(ctx, p.Offset)
+		if err != nil {
+			return err
+		}
+		if best == nil || report.BadDataCount < best.BadDataCount {
+			best, data = report, p
+		}
+	}
+	if best == nil {
+		return fmt.Errorf("%w with its data: the one in partition %d speaks of %d blocks of %d bytes, and no partition has them", errNoTree, hash.Number, v.DataBlocks, v.DataBlockSize)
+	}
+	c.verity = &VerityCoverage{
+		RootHash: hex.EncodeToString(target.root), Partition: data.Number, HashPartition: hash.Number,
+		Description: v.String(), Report: best, Holds: best.Holds(target.root),
+	}
+	if !c.verity.Holds {
+		return nil // what the tree does not confirm is covered by nothing
+	}
+	blocks, tree := v.Data(data.Offset), v.Tree()
+	file, nodes := fmt.Sprintf("partition %d, root file system", data.Number), fmt.Sprintf("partition %d, hash tree", hash.Number)
+	if slices.Contains(target.options, "ignore-corruption") {
+		const why = "a root hash stands for it, but verity's options say ignore-corruption: a changed block is used"
+		c.steering(blocks.Offset, blocks.Length, file, why)
+		c.steering(tree.Offset, tree.Length, nodes, why)
+		return nil
+	}
+	const why = "the root hash in the unified kernel image covers each block, and PCR 4 the image"
+	c.covered(blocks.Offset, blocks.Length, file, 4, why)
+	c.covered(tree.Offset, tree.Length, nodes, 4, why)
+	for _, a := range v.Superblock() {
+		what := fmt.Sprintf("partition %d, verity superblock, %s", hash.Number, a.What)
+		switch a.Binding {
+		case disk.VerityBound:
+			c.covered(a.Offset, a.Length, what, 4, "with another value no tree leads to the root hash, which PCR 4 covers with the image")
+		case disk.VerityLoose:
+			c.steering(a.Offset, a.Length, what, "with another value the tree may still lead to the root hash: the device then ends elsewhere, and no block differs")
+		case disk.VerityUnused:
+			c.inert(a.Offset, a.Length, what, "verity does not look at it")
+		}
+	}
+	return nil
+}
