@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -127,12 +128,13 @@ func debianFields(suite, arch, name string) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	unpacked, err := exec.Command("xz", "--decompress", "--stdout", index).Output()
+	unpacked, err := unpackIndex(index)
 	if err != nil {
-		return nil, fmt.Errorf("unpack %s: %w", index, err)
+		return nil, err
 	}
+	defer unpacked.Close()
 	fields := map[string]string{}
-	lines := bufio.NewScanner(bytes.NewReader(unpacked))
+	lines := bufio.NewScanner(unpacked)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		line := lines.Text()
@@ -154,6 +156,36 @@ func debianFields(suite, arch, name string) (map[string]string, error) {
 		return nil, fmt.Errorf("%s has no package %s for %s", suite, name, arch)
 	}
 	return fields, nil
+}
+
+// unpackIndex opens what an index holds. It is kept beside the index, which takes
+// a second to unpack.
+func unpackIndex(index string) (*os.File, error) {
+	path := strings.TrimSuffix(index, ".xz")
+	packed, err := os.Stat(index)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := os.Stat(path); err == nil && info.ModTime().After(packed.ModTime()) {
+		return os.Open(path)
+	}
+	content, err := exec.Command("xz", "--decompress", "--stdout", index).Output()
+	if err != nil {
+		return nil, fmt.Errorf("unpack %s: %w", index, err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".unpack-*")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(path)
 }
 
 // download fetches a file once a day, or for ever when its digest is known.
