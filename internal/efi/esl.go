@@ -75,6 +75,9 @@ const signatureListHeader = 28 // type, list size, header size, signature size
 // EFI_SIGNATURE_LIST after the other, each to its own SignatureListSize. The
 // result shares memory with b.
 func ParseSignatureLists(b []byte) ([]SignatureList, error) {
+	if isSignedUpdate(b) {
+		return nil, errors.New("read EFI signature list: it is a signed update of a variable (.auth), which has the list behind a signature: give the list alone (.esl)")
+	}
 	var lists []SignatureList
 	for offset := 0; offset < len(b); {
 		list, size, err := parseSignatureList(b[offset:])
@@ -86,6 +89,16 @@ func ParseSignatureLists(b []byte) ([]SignatureList, error) {
 	}
 	return lists, nil
 }
+
+// isSignedUpdate tells an EFI_VARIABLE_AUTHENTICATION_2 (UEFI 2.10, section
+// 8.2.1): an EFI_TIME, then a WIN_CERTIFICATE_UEFI_GUID of PKCS#7.
+func isSignedUpdate(b []byte) bool {
+	const header = 16 + 24
+	le := binary.LittleEndian
+	return len(b) >= header && le.Uint16(b[20:]) == 0x0200 && le.Uint16(b[22:]) == 0x0ef1 && GUID(b[24:header]) == certTypePKCS7
+}
+
+var certTypePKCS7 = mustGUID("4aafd29d-68df-49ee-8aa9-347d375665a7")
 
 func parseSignatureList(b []byte) (SignatureList, int, error) {
 	le := binary.LittleEndian
