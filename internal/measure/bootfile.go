@@ -12,8 +12,10 @@ import (
 // BootChain is what firmware, and a boot loader that it starts, load from a
 // disk.
 type BootChain struct {
-	ESP   *disk.Partition
-	Files []BootFile // in the order in which they are loaded
+	ESP         *disk.Partition
+	Files       []BootFile // in the order in which they are loaded
+	Companions  []Companion
+	CommandLine string // that the kernel gets; empty when it cannot be told
 }
 
 // BootFile is a PE image of a boot chain.
@@ -52,7 +54,7 @@ func FindBootChain(ctx context.Context, d *disk.Disk, arch string) (*BootChain, 
 	if err != nil {
 		return nil, err
 	}
-	chain := &BootChain{ESP: esp}
+	chain := &BootChain{ESP: esp, Companions: p.Companions, CommandLine: p.CommandLine}
 	for _, image := range p.Images {
 		if strings.Contains(image.Path, "#") {
 			continue // inside of another one, whose signature covers it

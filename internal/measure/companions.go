@@ -161,6 +161,9 @@ func (p *prediction) companionFiles(dir string) ([]companion, error) {
 // measureCompanions adds the events of what is handed to the kernel as archives.
 func (p *prediction) measureCompanions(found *companions) error {
 	for _, a := range found.archives {
+		for _, file := range a.files {
+			p.result.Companions = append(p.result.Companions, Companion{file.path, a.kind.pcr})
+		}
 		if !slices.Contains(p.PCRs, a.kind.pcr) {
 			continue
 		}

@@ -59,6 +59,10 @@ func TestCompanions(t *testing.T) {
 					got = append(got, fmt.Sprint(event.PCR, " ", event.Description))
 				}
 			}
+			chain, err := FindBootChain(t.Context(), openDisk(t, path), "")
+			if err != nil || len(chain.Companions) != strings.Count(strings.Join(want, ""), "EFI/")+strings.Count(strings.Join(want, ""), "loader/") || chain.CommandLine != "ro quiet" {
+				t.Errorf("boot chain %+v, %v", chain, err)
+			}
 			if strings.Join(got, "\n") != strings.Join(want, "\n") {
 				t.Errorf("events are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
@@ -173,6 +177,9 @@ func TestAddons(t *testing.T) {
 	found := false
 	for _, event := range p.Events {
 		found = found || event.PCR == 12 && bytes.Equal(event.Digest, want[:])
+	}
+	if p.CommandLine != "ro quiet debug" {
+		t.Errorf("the kernel gets %q", p.CommandLine)
 	}
 	if !found || len(p.Images) != 3 || p.Images[1].Path != "loader/addons/one.addon.efi" {
 		t.Errorf("images %v, events %v", p.Images, p.Events)

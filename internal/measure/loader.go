@@ -298,7 +298,8 @@ func (p *prediction) startKernel(entry *bootEntry, image *efi.Image) error {
 	if entry.options != "" {
 		words = append(words, entry.options)
 	}
-	options := encodeUTF16(strings.Join(words, " "))
+	p.result.CommandLine = strings.Join(words, " ")
+	options := encodeUTF16(p.result.CommandLine)
 	if len(words) == 0 {
 		options = nil
 	}

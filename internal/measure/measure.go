@@ -196,6 +196,11 @@ type Prediction struct {
 	Architecture string // "x86_64" or "aarch64"
 	SecureBoot   SecureBoot
 	Authorities  []Authority // db entries that let the images run
+	// Companions are the files beside a unified kernel image that systemd-stub
+	// measures as a whole, whichever PCRs were asked for.
+	Companions []Companion
+	// CommandLine is what the kernel gets; empty when it cannot be told.
+	CommandLine string
 	values       [pcrCount][]byte
 }
 
@@ -210,6 +215,12 @@ type Image struct {
 	SHA384 []byte
 	Stub   int  // version of systemd-stub, 0 when it has none
 	Addon  bool // systemd-stub has it loaded for its sections
+}
+
+// Companion is a file that systemd-stub hands on and measures.
+type Companion struct {
+	Path string // on the ESP
+	PCR  int
 }
 
 // prediction is one in the making.

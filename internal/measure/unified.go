@@ -161,8 +161,12 @@ func (p *prediction) startUnified(u *unified, options []byte) error {
 	if err := p.loadKernel(u); err != nil {
 		return err
 	}
+	h := handedOver{options, appended, addons}
+	if commandLine, err := u.loadOptions(h); err == nil && u.ambiguous == nil {
+		p.result.CommandLine = commandLine
+	}
 	if slices.Contains(p.PCRs, 9) {
-		if err := p.handOver(u, handedOver{options, appended, addons}); err != nil {
+		if err := p.handOver(u, h); err != nil {
 			return fmt.Errorf("PCR 9 cannot be predicted: %s: %w", u.shown, err)
 		}
 	}
