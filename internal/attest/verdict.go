@@ -36,6 +36,18 @@ type Verdict struct {
 	Notes []string `json:"notes,omitempty"`
 	// Measurements is the attested document, or nil when none is believed.
 	Measurements json.RawMessage `json:"-"`
+	// Origin is what the certificate of that document's signer says; empty
+	// without Measurements.
+	Origin Origin `json:"-"`
+}
+
+// Origin is where an artifact comes from, as the certificate of a signer says.
+// A local trust root says nothing.
+type Origin struct {
+	Repository string // URL
+	Commit     string // hex
+	Ref        string // refs/heads/…
+	Workflow   string // URL of the workflow that holds the signing job, with @REF
 }
 
 // Failed returns the first check that does not hold.
@@ -112,6 +124,9 @@ func Verify(ctx context.Context, trust *Trust, expected Expectation, sha256 stri
 	}
 	if f := best[PredicateMeasurements]; good(f) {
 		v.Measurements = f.Predicate
+		if c := f.Certificate; !expected.Local {
+			v.Origin = Origin{Repository: c.SourceRepositoryURI, Commit: c.SourceRepositoryDigest, Ref: c.SourceRepositoryRef, Workflow: c.BuildSignerURI}
+		}
 	}
 	return v, nil
 }

@@ -62,17 +62,27 @@ var errNoGPT = errors.New("there is no GUID partition table: no \"EFI PART\" at 
 // outside the usable sectors. Sectors of 512 and 4096 bytes are tried in that
 // order.
 func (d *Disk) GPT() (*GPT, error) {
-	g, err := readGPT(d, d.size, 512)
+	g, err := ReadGPT(d, d.size)
+	if err != nil {
+		return nil, fmt.Errorf("read GPT of %s: %w", d.Name(), err)
+	}
+	return g, nil
+}
+
+// ReadGPT is GPT for a disk of size bytes of which r has at least the beginning:
+// all up to the end of the table, which is the first MiB of usual disks.
+func ReadGPT(r io.ReaderAt, size int64) (*GPT, error) {
+	g, err := readGPT(r, size, 512)
 	if errors.Is(err, errNoGPT) {
-		if g4, err4 := readGPT(d, d.size, 4096); !errors.Is(err4, errNoGPT) {
+		if g4, err4 := readGPT(r, size, 4096); !errors.Is(err4, errNoGPT) {
 			g, err = g4, err4
 		}
 	}
 	if err == nil {
-		err = checkProtectiveMBR(d)
+		err = checkProtectiveMBR(r)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read GPT of %s: %w", d.Name(), err)
+		return nil, err
 	}
 	return g, nil
 }

@@ -15,6 +15,13 @@ func (g *GPT) TableEnd() int64 {
 	return g.tableOffset() + int64(le.Uint32(g.Header[80:]))*int64(le.Uint32(g.Header[84:]))
 }
 
+// UsableEnd is the end of the sectors that partitions may have, in bytes from
+// the start of the disk: behind it lies the backup of the table.
+func (g *GPT) UsableEnd() int64 {
+	last := binary.LittleEndian.Uint64(g.Header[48:])
+	return int64(min(last, 1<<48)+1) * g.SectorSize
+}
+
 func (g *GPT) tableOffset() int64 {
 	return int64(binary.LittleEndian.Uint64(g.Header[72:])) * g.SectorSize
 }
