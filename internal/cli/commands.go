@@ -15,6 +15,8 @@ func commands(a *app) []*cobra.Command {
 		newAttestCommand(a),
 		newVerifyCommand(a),
 		newKMSPolicyCommand(a),
+		newRegisterAMICommand(a),
+		newDeregisterAMICommand(a),
 		newStepSummaryCommand(a),
 	}
 }
