@@ -152,8 +152,15 @@ type resumingBlob struct {
 
 	r        io.ReadCloser
 	offset   int64
-	failures int
+	failures int   // since it last came on
+	resumed  int64 // offset at which it last failed
 }
+
+// progressBetweenFailures is how many bytes must come between two breaks for the
+// second one to count as a first: whoever reads slowly meets several in one
+// large layer, and a registry that sends a byte at a time must not go on for
+// ever.
+const progressBetweenFailures = 4 << 20
 
 func (b *resumingBlob) open() error {
 	r, err := b.store.blob(b.ctx, b.layer, b.offset)
@@ -178,8 +185,12 @@ func (b *resumingBlob) Read(p []byte) (int, error) {
 			}
 			return n, err
 		}
-		b.failures++
-		if short || b.failures >= b.repeat.attempts || !connectionBroke(err) {
+		if b.offset-b.resumed >= progressBetweenFailures {
+			b.failures = 0
+		}
+		b.failures, b.resumed = b.failures+1, b.offset
+		_, hangs := errors.AsType[*hangError](err)
+		if short || b.failures >= b.repeat.attempts || !hangs && !connectionBroke(err) {
 			return 0, err
 		}
 		_ = b.r.Close() // it is broken already
