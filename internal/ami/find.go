@@ -184,7 +184,7 @@ func (w *work) nameTaken(r *region, image types.Image) error {
 // Where the credentials may not ask, nothing is known.
 func (r *region) checkArchitecture(ctx context.Context, architecture types.ArchitectureValues) error {
 	a := action{"look for instance types", "ec2:DescribeInstanceTypes", "*"}
-	in := &ec2.DescribeInstanceTypesInput{Filters: []types.Filter{
+	in := &ec2.DescribeInstanceTypesInput{MaxResults: aws.Int32(5), Filters: []types.Filter{
 		filter("processor-info.supported-architecture", string(architecture)),
 		filter("nitro-tpm-support", "supported"),
 	}}

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -46,50 +47,118 @@ type AWSRequest struct {
 	Header    http.Header
 }
 
-// StartEC2 starts it and points AWS's SDK to it by the environment.
-func StartEC2(t testing.TB) *EC2 {
+// shared is the one of SharedEC2.
+var shared struct {
+	mu   sync.Mutex
+	ec2  *EC2
+	host processHost
+}
+
+// SharedEC2 is an EC2 without anything in it, to which AWS's SDK is pointed by
+// the environment. moto takes seconds to start: the tests of a package share one
+// server, one after the other. StopShared ends it, in TestMain.
+func SharedEC2(t testing.TB) *EC2 {
 	t.Helper()
-	script := filepath.Join(t.TempDir(), "moto_aws.py")
-	if err := os.WriteFile(script, motoAWS, 0o600); err != nil {
+	program := Tool(t, "moto_server")
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if shared.ec2 == nil {
+		e, err := startEC2(&shared.host, program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shared.ec2 = e
+	}
+	e := shared.ec2
+	response, err := http.Post(e.Direct+"/moto-api/reset", "", nil)
+	if err != nil {
 		t.Fatal(err)
 	}
-	python := interpreter(t, Tool(t, "moto_server"))
+	_ = response.Body.Close()
+	e.Forget()
+	useAWS(t, e.URL)
+	return e
+}
+
+// StopShared ends what tests shared.
+func StopShared() {
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	shared.host.end()
+	shared.ec2 = nil
+}
+
+// processHost keeps servers up for as long as a test binary runs.
+type processHost struct {
+	dirs     []string
+	cleanups []func()
+}
+
+func (h *processHost) TempDir() string {
+	dir, err := os.MkdirTemp("", "attestable-image-")
+	if err != nil {
+		panic(err)
+	}
+	h.dirs = append(h.dirs, dir)
+	return dir
+}
+
+func (h *processHost) Cleanup(f func())    { h.cleanups = append(h.cleanups, f) }
+func (h *processHost) Logf(string, ...any) {}
+
+func (h *processHost) end() {
+	for _, f := range slices.Backward(h.cleanups) {
+		f()
+	}
+	for _, dir := range h.dirs {
+		_ = os.RemoveAll(dir)
+	}
+	h.cleanups, h.dirs = nil, nil
+}
+
+func startEC2(h Host, program string) (*EC2, error) {
+	script := filepath.Join(h.TempDir(), "moto_aws.py")
+	if err := os.WriteFile(script, motoAWS, 0o600); err != nil {
+		return nil, err
+	}
+	python, err := interpreter(program)
+	if err != nil {
+		return nil, err
+	}
 	e := new(EC2)
-	err := startOnPorts(t, "moto_aws", 1, func(ports []int) (*exec.Cmd, string) {
+	err = startOnPorts(h, "moto_aws", 1, func(ports []int) (*exec.Cmd, string) {
 		e.Direct = fmt.Sprintf("http://127.0.0.1:%d", ports[0])
 		cmd := exec.Command(python, script, "-H", "127.0.0.1", "-p", fmt.Sprint(ports[0]))
 		cmd.Env = append(os.Environ(), "MOTO_EC2_LOAD_DEFAULT_AMIS=false")
 		return cmd, e.Direct + "/moto-api/data.json"
 	})
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	target, err := url.Parse(e.Direct)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	forward := httputil.NewSingleHostReverseProxy(target)
 	forward.Transport = &http.Transport{MaxIdleConnsPerHost: 64}
 	forward.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
-	e.URL = serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { e.serve(w, r, forward) }))
-	useAWS(t, e.URL)
-	return e
+	e.URL = serve(h, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { e.serve(w, r, forward) }))
+	return e, nil
 }
 
 // interpreter is the Python that a script of moto's installation runs with.
-func interpreter(t testing.TB, script string) string {
-	t.Helper()
+func interpreter(script string) (string, error) {
 	f, err := os.Open(script)
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	defer f.Close()
 	line, err := bufio.NewReader(io.LimitReader(f, 4096)).ReadString('\n')
 	python, ok := strings.CutPrefix(strings.TrimSpace(line), "#!")
 	if err != nil || !ok || strings.Contains(python, " ") {
-		t.Fatalf("%s does not begin with the Python that runs it, but with %q", script, line)
+		return "", fmt.Errorf("%s does not begin with the Python that runs it, but with %q", script, line)
 	}
-	return python
+	return python, nil
 }
 
 var scopeForm = regexp.MustCompile(`Credential=([^/]+)/[0-9]+/([^/]+)/([^/]+)/aws4_request`)

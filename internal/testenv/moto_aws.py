@@ -13,15 +13,22 @@ from moto.core.exceptions import ServiceException
 from moto.core.responses import ActionResult
 from moto.ebs.models import EBSBackend, EBSSnapshot
 from moto.ebs.responses import EBSResponse
+from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.amis import Ami
 from moto.ec2.models.elastic_block_store import EBSBackend as VolumeBackend
-from moto.ec2.models.instance_types import InstanceType
+from moto.ec2.models.instance_types import InstanceType, InstanceTypeBackend
 from moto.ec2.responses.amis import AmisResponse
 from moto.server import main
 
 BLOCK_SIZE = 512 * 1024
 lock = threading.Lock()
+
+
+class EBSError(ServiceException):
+    """moto looks for the service of an error in the name of its module."""
+
+    __module__ = "moto.ebs.exceptions"
 
 # --- EBS direct APIs ---------------------------------------------------------
 
@@ -39,7 +46,7 @@ def start_snapshot_once(self):
         if token in tokens:
             known, result = tokens[token]
             if known != request:
-                raise ServiceException(
+                raise EBSError(
                     "ConflictException", "The client token was used for another request."
                 )
             return result
@@ -69,12 +76,12 @@ def pending(backend, snapshot_id):
     """moto answers 500 for a snapshot that it does not know, knows one that EC2
     deleted, and takes blocks of one that is completed."""
     if snapshot_id not in backend.snapshots or snapshot_id not in backend.ec2_backend.snapshots:
-        raise ServiceException(
+        raise EBSError(
             "ResourceNotFoundException", f"The snapshot '{snapshot_id}' does not exist."
         )
     snapshot = backend.snapshots[snapshot_id]
     if snapshot.status != "pending":
-        raise ServiceException(
+        raise EBSError(
             "ValidationException", f"The snapshot '{snapshot_id}' is not in the pending state."
         )
     return snapshot
@@ -90,11 +97,11 @@ def put_snapshot_block(
     snapshot = pending(self, snapshot_id)
     digest = base64.b64encode(hashlib.sha256(block_data).digest()).decode()
     if len(block_data) != BLOCK_SIZE or int(data_length) != BLOCK_SIZE:
-        raise ServiceException("ValidationException", "DataLength must be 524288.")
+        raise EBSError("ValidationException", "DataLength must be 524288.")
     if checksum_algorithm != "SHA256" or checksum != digest:
-        raise ServiceException("ValidationException", "The checksum does not match the data.")
+        raise EBSError("ValidationException", "The checksum does not match the data.")
     if not 0 <= int(block_index) < snapshot.volume_size * 2048:
-        raise ServiceException("ValidationException", "The block lies outside the volume.")
+        raise EBSError("ValidationException", "The block lies outside the volume.")
     put_block(snapshot, int(block_index), block_data, checksum, checksum_algorithm, data_length)
     return checksum, checksum_algorithm
 
@@ -112,7 +119,7 @@ def complete_snapshot_checked(self):
     snapshot = pending(backend, snapshot_id)
     count = int(self.headers.get("x-amz-ChangedBlocksCount", -1))
     if count != len(snapshot.blocks):
-        raise ServiceException(
+        raise EBSError(
             "ValidationException",
             f"ChangedBlocksCount is {count}, and {len(snapshot.blocks)} blocks were written.",
         )
@@ -121,7 +128,7 @@ def complete_snapshot_checked(self):
         for index in sorted(snapshot.blocks):
             whole.update(base64.b64decode(snapshot.blocks[index].checksum))
         if base64.b64encode(whole.digest()).decode() != checksum:
-            raise ServiceException("ValidationException", "The aggregated checksum does not match.")
+            raise EBSError("ValidationException", "The aggregated checksum does not match.")
     result = complete_snapshot(self)
 
     def completed():
@@ -152,7 +159,7 @@ EBSBackend.list_snapshot_blocks = list_sorted
 
 
 def refuse(code, message):
-    raise ServiceException(code, message)
+    raise EC2ClientError(code, message)
 
 
 def tags_of(specifications, kind):
@@ -293,6 +300,16 @@ def delete_unused_snapshot(self, snapshot_id):
 
 
 VolumeBackend.delete_snapshot = delete_unused_snapshot
+
+describe_instance_types = InstanceTypeBackend.describe_instance_types
+
+
+def describe_some_instance_types(self, instance_types=None, filters=None):
+    """moto ignores MaxResults, and needs seconds for the list of all."""
+    return describe_instance_types(self, instance_types, filters)[:5]
+
+
+InstanceTypeBackend.describe_instance_types = describe_some_instance_types
 
 # moto does not know this filter.
 InstanceType._filter_attributes["nitro-tpm-support"] = ["NitroTpmSupport"]
