@@ -52,6 +52,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(binaryDir)
+		defer testenv.StopShared()
 		return m.Run()
 	}()
 	os.Exit(status)
