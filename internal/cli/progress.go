@@ -18,6 +18,7 @@ type progress struct {
 	label string
 	done  int64
 	total int64
+	start time.Time
 	last  time.Time
 }
 
@@ -27,9 +28,10 @@ const plainInterval = 10 * time.Second
 // newProgress starts a progress report over total bytes; a total of -1 means
 // that the amount is not known.
 func (a *app) newProgress(label string, total int64) *progress {
+	now := time.Now()
 	switch f, ok := a.stderr.(*os.File); {
 	case a.quiet:
-		return &progress{w: io.Discard, label: label, total: total, last: time.Now()}
+		return &progress{w: io.Discard, label: label, total: total, start: now, last: now}
 	case ok && term.IsTerminal(int(f.Fd())):
 		return &progress{bar: progressbar.NewOptions64(total,
 			progressbar.OptionSetWriter(a.stderr),
@@ -40,7 +42,7 @@ func (a *app) newProgress(label string, total int64) *progress {
 			progressbar.OptionClearOnFinish(),
 		)}
 	}
-	return &progress{w: a.stderr, label: label, total: total, last: time.Now()}
+	return &progress{w: a.stderr, label: label, total: total, start: now, last: now}
 }
 
 // add reports n more bytes. It is not safe for concurrent use.
@@ -54,11 +56,20 @@ func (p *progress) add(n int64) {
 		return
 	}
 	p.last = time.Now()
-	if p.total > 0 {
-		fmt.Fprintf(p.w, "%s: %s of %s (%d%%)\n", p.label, formatBytes(p.done), formatBytes(p.total), p.done*100/p.total)
-		return
+	fmt.Fprintln(p.w, p.line(p.last.Sub(p.start)))
+}
+
+// line tells what is done after a time, at which rate, and the time left.
+func (p *progress) line(after time.Duration) string {
+	rate := int64(float64(p.done) / max(after.Seconds(), 0.001)) // bytes a second
+	if p.total <= 0 {
+		return fmt.Sprintf("%s: %s, %s/s", p.label, formatBytes(p.done), formatBytes(rate))
 	}
-	fmt.Fprintf(p.w, "%s: %s\n", p.label, formatBytes(p.done))
+	line := fmt.Sprintf("%s: %s of %s (%d%%), %s/s", p.label, formatBytes(p.done), formatBytes(p.total), p.done*100/p.total, formatBytes(rate))
+	if left := p.total - p.done; rate > 0 && left > 0 {
+		line += fmt.Sprintf(", %s left", (time.Duration(left/rate) * time.Second).Round(time.Second))
+	}
+	return line
 }
 
 // finish ends the report.
