@@ -308,7 +308,7 @@ func (a *artifact) registersNothingTampered(t *testing.T, e *testenv.EC2, argume
 			e.Forget()
 			o := run(t, awsEnv(e), command(t), args(t)...)
 			o.refuses(t, "it does not verify, and nothing was asked of AWS", "does not match", "mismatch", "read manifest of",
-				"read Sigstore bundles", "holds no bundle", "give the repository", "give the workflow")
+				"it must hold Sigstore bundles", "give the repository", "give the workflow")
 			if calls := e.Requests(); len(calls) > 0 {
 				t.Errorf("%d calls of AWS, the first %s", len(calls), calls[0].Operation)
 			}
