@@ -52,8 +52,7 @@ var (
 
 // code is the code of AWS's refusal, or "".
 func code(err error) string {
-	var refused smithy.APIError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[smithy.APIError](err); ok {
 		return strings.TrimPrefix(refused.ErrorCode(), "Client.")
 	}
 	return ""
@@ -218,8 +217,7 @@ func (r *region) advice(a action, err error) string {
 // said is AWS's own words: the code and the message, without what only a
 // program can read.
 func said(err error) string {
-	var refused smithy.APIError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[smithy.APIError](err); ok {
 		message, _, _ := strings.Cut(refused.ErrorMessage(), "Encoded authorization failure message")
 		const limit = 300
 		message = strings.ToValidUTF8(strings.TrimSpace(message), "?")
@@ -232,8 +230,7 @@ func said(err error) string {
 		return refused.ErrorCode() + ": " + message
 	}
 	// What the SDK wraps around the cause names operations and attempts.
-	var operation *smithy.OperationError
-	if errors.As(err, &operation) {
+	if operation, ok := errors.AsType[*smithy.OperationError](err); ok {
 		err = operation.Err
 	}
 	return err.Error()

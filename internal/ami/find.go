@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
@@ -223,6 +222,3 @@ func (r *region) usedSnapshots(ctx context.Context, ids []string) (map[string]bo
 	}
 	return used, nil
 }
-
-// listed joins identifiers for people.
-func listed(ids []string) string { return strings.Join(ids, ", ") }

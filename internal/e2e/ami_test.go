@@ -173,7 +173,7 @@ func TestRegisterAMI(t *testing.T) {
 	for key, want := range map[string]string{
 		"repository": "https://github.com/octo-org/image", "commit": testenv.DefaultRun.SHA,
 		"workflow": "https://github.com/" + workflow + "@refs/heads/main",
-		"digest":   a.reference[strings.Index(a.reference, "sha256:"):], "artifact": a.reference,
+		"digest":   a.reference[len(a.reference)-len("sha256:")-64:], "artifact": a.reference,
 	} {
 		if got := tags["attestable-image:"+key]; got != want {
 			t.Errorf("tag %s is %q, want %q", key, got, want)
@@ -481,7 +481,7 @@ func TestKilled(t *testing.T) {
 			select {
 			case <-reached:
 				_ = cmd.Process.Kill()
-				<-ended
+				_ = <-ended // killed
 			case err := <-ended:
 				if err != nil {
 					t.Fatalf("%v\n%s", err, output)
