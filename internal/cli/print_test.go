@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/org/attestable-image-action/internal/ami"
 	"github.com/org/attestable-image-action/internal/attest"
 	"github.com/org/attestable-image-action/internal/audit"
 	"github.com/org/attestable-image-action/internal/measure"
@@ -38,6 +39,11 @@ func TestNothingSpeaksToTheRunner(t *testing.T) {
 				Measurements: doc, Partitions: []inspectedPartition{{Name: hostile}},
 				Coverage: &audit.Coverage{Regions: []audit.Region{{PCR: audit.NoPCR, What: hostile, Why: hostile}}},
 			}).print(w)
+		},
+		"registration": func(w *bytes.Buffer) {
+			r := registration{Result: ami.Result{AMIs: []ami.Placed{{Name: hostile}}}}
+			_ = r.printTable(w)
+			(&app{stderr: w}).tell("%s", hostile)
 		},
 		"event": func(w *bytes.Buffer) { w.WriteString(describeEvent(bootEvent{Description: hostile})) },
 	} {
