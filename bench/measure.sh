@@ -33,66 +33,10 @@ done
 peer=$(command -v nitro-tpm-pcr-compute || true)
 [ -n "$peer" ] || echo "bench/measure.sh: without nitro-tpm-pcr-compute: run scripts/rust-tools to build it" >&2
 
-# golden UKI: the unified kernel image of a disk that was booted.
-golden() {
-  zstd -dc --long=31 testdata/golden/disks.tar.zst | tar -xSO stub257.raw > "$out/golden.raw"
-  mcopy -n -o -i "$out/golden.raw@@1M" ::EFI/BOOT/BOOTX64.EFI "$1"
-  rm "$out/golden.raw"
-}
-
-# grow UKI MIB NEW: the same with an initrd of MIB MiB that does not compress.
-grow() {
-  local uki=$1 mib=$2 new=$3 section end arguments=()
-  head -c "${mib}M" /dev/urandom > "$out/section.initrd"
-  for section in osrel cmdline linux; do
-    objcopy -O binary --only-section=".$section" "$uki" "$out/section.$section"
-  done
-  objcopy -R .osrel -R .cmdline -R .initrd -R .linux "$uki" "$out/stub.efi"
-  # Behind the stub's last section, on pages of their own.
-  end=$((($(objdump -h "$out/stub.efi" | awk '/^ +[0-9]+ \./ { end = "0x" $4 "+0x" $3 } END { print end }') + 0xfff) & ~0xfff))
-  for section in osrel cmdline initrd linux; do
-    arguments+=(--add-section ".$section=$out/section.$section" --change-section-vma ".$section=$(printf '%#x' "$end")")
-    end=$(((end + $(stat -c %s "$out/section.$section") + 0xfff) & ~0xfff))
-  done
-  objcopy "${arguments[@]}" "$out/stub.efi" "$new"
-  rm "$out"/section.* "$out/stub.efi"
-}
-
-# disk UKI SIZE NEW: a sparse disk that boots it.
-disk() {
-  local uki=$1 size=$2 new=$3
-  rm -f "$new" "$out/esp"
-  truncate -s 128M "$out/esp"
-  mkfs.vfat -F 32 "$out/esp" > /dev/null
-  mmd -i "$out/esp" ::EFI ::EFI/BOOT
-  mcopy -i "$out/esp" "$uki" ::EFI/BOOT/BOOTX64.EFI
-  truncate -s "$size" "$new"
-  sgdisk --new=1:2048:+128M --typecode=1:ef00 "$new" > /dev/null
-  dd if="$out/esp" of="$new" bs=1M seek=1 conv=notrunc,sparse status=none
-  rm "$out/esp"
-}
-
-# once COMMAND...: its wall time in ms, appended to $out/times.
-once() {
-  local label=$1 begin end
-  shift
-  begin=${EPOCHREALTIME/./}
-  "$@" > "$out/stdout" 2> "$out/stderr" || { cat "$out/stdout" "$out/stderr" >&2; exit 1; }
-  end=${EPOCHREALTIME/./}
-  printf '%s\t%d\n' "$label" $((end - begin)) >> "$out/times"
-}
-
-# memory COMMAND...: the most that was resident, in MiB.
-memory() {
-  /usr/bin/time -o "$out/rss" -f %M "$@" > "$out/stdout" 2> "$out/stderr" ||
-    { cat "$out/stdout" "$out/stderr" >&2; exit 1; }
-  awk '{ printf "%.1f", $1 / 1024 }' "$out/rss"
-}
-
-median() {
-  awk -F '\t' -v label="$1" '$1 == label { print $2 }' "$out/times" | sort -n |
-    awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 / 1000 }'
-}
+# shellcheck source=bench/images.sh
+. bench/images.sh
+# shellcheck source=bench/turns.sh
+. bench/turns.sh
 
 # row LABEL RSS: the median, beside those of the peers.
 row() {
@@ -132,7 +76,9 @@ compare() {
 size=${SIZE:-10G}
 trap 'rm -f "$out/golden.disk" "$out/template.disk" "$out/large.disk"' EXIT
 golden "$out/golden.efi"
-grow "$out/golden.efi" "${INITRD:-30}" "$out/template.efi"
+head -c "${INITRD:-30}M" /dev/urandom > "$out/initrd"
+rebuild "$out/golden.efi" "$out/template.efi" initrd="$out/initrd"
+rm "$out/initrd"
 disk "$out/golden.efi" "$size" "$out/golden.disk"
 disk "$out/template.efi" "$size" "$out/template.disk"
 compare "golden" "$out/golden.efi" "$out/golden.disk"
