@@ -1,7 +1,8 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154 # $out is the caller's
 # Functions that make the benchmarks' own disks, with public tools, from the
 # unified kernel image of a disk of testdata/golden. To be sourced; $out is where
 # they work.
-# shellcheck shell=bash
 
 # golden UKI: the unified kernel image of a disk that was booted.
 golden() {

@@ -1,6 +1,7 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154 # $out is the caller's
 # Functions that run commands in turn and tell the medians. To be sourced; $out is
 # where they work.
-# shellcheck shell=bash
 
 # once LABEL COMMAND...: runs it; the wall time goes to $out/times.
 once() {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/org/attestable-image-action/internal/audit"
 	"github.com/org/attestable-image-action/internal/disk"
@@ -41,11 +42,21 @@ func findOpenings(ctx context.Context, d *disk.Disk, doc *measure.Document) (_ *
 			chain = append(chain, image.Path)
 		}
 	}
+	// The one is bound by hashing on all processors, the other reads and decodes on
+	// one.
 	o := new(openings)
+	var failed error
+	ctx, cancel := context.WithCancel(ctx)
+	var audited sync.WaitGroup
+	audited.Go(func() { o.report, failed = audit.Disk(ctx, d, audit.Options{SecureBoot: doc.SecureBoot.Enabled}) })
 	if o.coverage, err = audit.MeasureCoverage(ctx, d, chain); err != nil {
-		return nil, err
+		cancel() // nobody will read the report
 	}
-	o.report, err = audit.Disk(ctx, d, audit.Options{SecureBoot: doc.SecureBoot.Enabled})
+	audited.Wait()
+	cancel()
+	if err == nil {
+		err = failed
+	}
 	return o, err
 }
 

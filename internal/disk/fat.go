@@ -249,12 +249,19 @@ func (t *fatTable) next(cluster uint32) (uint32, error) {
 		off, width = int64(cluster)*4, 4
 	}
 	var value uint32
-	for i := range width {
-		b, err := t.byteAt(off + int64(i))
-		if err != nil {
-			return 0, err
+	if at := off - t.start; at >= 0 && at+4 <= int64(t.valid) {
+		// The usual case: it lies in the window.
+		if value = binary.LittleEndian.Uint32(t.block[at:]); width == 2 {
+			value &= 0xffff
 		}
-		value |= uint32(b) << (8 * i)
+	} else {
+		for i := range width {
+			b, err := t.byteAt(off + int64(i))
+			if err != nil {
+				return 0, err
+			}
+			value |= uint32(b) << (8 * i)
+		}
 	}
 	switch {
 	case t.fat.bits == 12 && cluster%2 == 1:

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"math/bits"
 	"runtime"
@@ -196,19 +197,25 @@ func (v *Verity) TreeSize() int64 {
 	return size
 }
 
-// digest appends the digest of a block to dst. buf is scratch space.
-func (v *Verity) digest(dst, block, buf []byte) []byte {
-	if v.HashType == 1 {
-		buf = append(append(buf[:0], v.Salt...), block...)
-	} else {
-		buf = append(append(buf[:0], block...), v.Salt...)
-	}
+// newHash is a hash of the tree's algorithm.
+func (v *Verity) newHash() hash.Hash {
 	if v.Algorithm == "sha512" {
-		sum := sha512.Sum512(buf)
-		return append(dst, sum[:]...)
+		return sha512.New()
 	}
-	sum := sha256.Sum256(buf)
-	return append(dst, sum[:]...)
+	return sha256.New()
+}
+
+// digest appends the digest of a block to dst. h is the worker's own newHash.
+func (v *Verity) digest(dst, block []byte, h hash.Hash) []byte {
+	h.Reset()
+	if v.HashType == 1 {
+		h.Write(v.Salt)
+		h.Write(block)
+	} else {
+		h.Write(block)
+		h.Write(v.Salt)
+	}
+	return h.Sum(dst)
 }
 
 // VerityReport is the result of a check of every block.
@@ -241,13 +248,13 @@ func (v *Verity) Verify(ctx context.Context, dataOffset int64) (*VerityReport, e
 		return nil, fmt.Errorf("verify verity: %w", err)
 	}
 	c := &verityCheck{Verity: v, ctx: ctx, extents: extents}
-	c.zero = v.digest(nil, make([]byte, v.DataBlockSize), nil)
+	c.zero = v.digest(nil, make([]byte, v.DataBlockSize), v.newHash())
 	if len(v.levels) == 0 { // one data block, whose digest is the root hash
 		block := make([]byte, v.DataBlockSize)
 		if _, err := v.disk.ReadAt(block, dataOffset); err != nil {
 			return nil, fmt.Errorf("verify verity: read data: %w", err)
 		}
-		c.report.RootHash = v.digest(nil, block, nil)
+		c.report.RootHash = v.digest(nil, block, v.newHash())
 		return &c.report, nil
 	}
 	if c.report.RootHash, _, err = v.RootHash(); err != nil {
@@ -299,7 +306,7 @@ func (c *verityCheck) level(upper verityLevel, lower verityArea) error {
 	})
 	for range runtime.GOMAXPROCS(0) {
 		group.Go(func() error {
-			w := verityWorker{check: c, hashes: make([]byte, c.HashBlockSize)}
+			w := verityWorker{check: c, hashes: make([]byte, c.HashBlockSize), hash: c.newHash()}
 			for i := range next {
 				if err := w.block(upper.offset+i*c.HashBlockSize, i*c.perBlock(), lower); err != nil {
 					return err
@@ -316,7 +323,7 @@ type verityWorker struct {
 	check  *verityCheck
 	hashes []byte
 	blocks []byte
-	buf    []byte
+	hash   hash.Hash
 	sum    []byte
 }
 
@@ -349,10 +356,7 @@ func (w *verityWorker) block(offset, first int64, lower verityArea) error {
 		for i := range n {
 			w.sum = append(w.sum[:0], c.zero...)
 			if !hole {
-				if cap(w.buf) == 0 {
-					w.buf = make([]byte, 0, lower.blockSize+verityMaxSalt)
-				}
-				w.sum = c.digest(w.sum[:0], w.blocks[i*lower.blockSize:(i+1)*lower.blockSize], w.buf)
+				w.sum = c.digest(w.sum[:0], w.blocks[i*lower.blockSize:(i+1)*lower.blockSize], w.hash)
 			}
 			want := w.hashes[(at-first+i)*size:][:size]
 			if !bytes.Equal(w.sum, want) {
@@ -409,7 +413,7 @@ func (v *Verity) RootHash() (root []byte, ok bool, err error) {
 	if _, err := v.disk.ReadAt(block, v.levels[len(v.levels)-1].offset); err != nil {
 		return nil, false, fmt.Errorf("read hash tree: %w", err)
 	}
-	return v.digest(nil, block, nil), true, nil
+	return v.digest(nil, block, v.newHash()), true, nil
 }
 
 // Tree is where the tree lies, without the superblock: bytes from the start of
