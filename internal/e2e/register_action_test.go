@@ -25,7 +25,7 @@ func TestRegisterAction(t *testing.T) {
 	stack := testenv.StartSigstore(t, testenv.Options{})
 	registry := testenv.StartRegistry(t)
 	a := makeArtifact(t, stack, testenv.DefaultRun, registry, smallDisk(t))
-	ec2 := testenv.StartEC2(t)
+	ec2 := testenv.SharedEC2(t)
 	home := os.Getenv("AWS_REGION")
 
 	// register runs the action with inputs beside those that the local stack asks for.
