@@ -71,6 +71,8 @@ encrypted, now or when it is launched, and dm-verity then stops the machine.`,
 	}
 	flags := cmd.Flags()
 	f.verify.add(flags)
+	flags.Lookup("repo").Usage += "; needed"
+	flags.Lookup("signer-workflow").Usage = "workflow that must have signed: `OWNER/REPO/PATH`, with or without @REF; needed"
 	flags.StringVar(&f.verify.format, "format", "table", "table for people, or json for programs")
 	flags.StringVar(&f.region, "region", "", "`REGION` to upload to (default: the configured one)")
 	flags.StringVar(&f.name, "name", "", "`NAME` of the AMI (default: image name, version and the beginning of the digest)")
@@ -87,7 +89,7 @@ encrypted, now or when it is launched, and dm-verity then stops the machine.`,
 	return cmd
 }
 
-// errStopped says why a run ended before it was done.
+// errTimeLimit says why a run ended before it was done.
 var errTimeLimit = errors.New("the time limit has passed: give more with --time-limit, or look at what is slow")
 
 func (a *app) registerAMI(ctx context.Context, f registerFlags, reference string) error {
