@@ -11,7 +11,6 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/org/attestable-image-action/internal/disk"
 	"github.com/org/attestable-image-action/internal/efi"
@@ -167,16 +166,6 @@ func commandLine(image *efi.Image) ([]string, error) {
 		return nil, nil
 	}
 	return sectionWords(image, section)
-}
-
-// option returns the last value of an option on a kernel command line.
-func option(words []string, name string) (value string, ok bool) {
-	for _, word := range words {
-		if v, found := strings.CutPrefix(word, name+"="); found {
-			value, ok = strings.Trim(v, `"`), true
-		}
-	}
-	return value, ok
 }
 
 // fill sorts the regions and adds what lies between them.

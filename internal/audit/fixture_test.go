@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -29,6 +30,7 @@ type fixture struct {
 	root       map[string]string // files; a value "-> TARGET" makes a symbolic link, a name ending in "/" a directory
 	modes      map[string]fs.FileMode
 	xattrs     map[string]string // security.capability by file
+	moreXattrs [][3]string       // file, name, value
 	devices    map[string]uint64
 	cmdline    string
 	noCmdline  bool
@@ -148,6 +150,11 @@ func (f *fixture) writeTree(t testing.TB) string {
 			testenv.Missing(t, fmt.Sprintf("giving a file capabilities: %v", err))
 		}
 	}
+	for _, x := range f.moreXattrs {
+		if err := unix.Lsetxattr(filepath.Join(dir, x[0]), x[1], []byte(x[2]), 0); err != nil {
+			testenv.Missing(t, fmt.Sprintf("giving a file the attribute %s: %v", x[1], err))
+		}
+	}
 	return dir
 }
 
@@ -206,8 +213,8 @@ func (f *fixture) makeUKI() []byte {
 	return testenv.PE(0x8664, sections...)
 }
 
-// espCache has EFI system partitions by what is on them.
-var espCache = map[[32]byte][]byte{}
+// espCache has EFI system partitions, []byte, by what is on them.
+var espCache sync.Map
 
 // makeESP makes the EFI system partition.
 func (f *fixture) makeESP(t testing.TB) []byte {
@@ -217,8 +224,8 @@ func (f *fixture) makeESP(t testing.TB) []byte {
 		files[f.boot] = string(f.makeUKI())
 	}
 	key := sha256.Sum256(fmt.Appendf(nil, "%q", files))
-	if b, ok := espCache[key]; ok {
-		return b
+	if b, ok := espCache.Load(key); ok {
+		return b.([]byte)
 	}
 	image, tree := filepath.Join(t.TempDir(), "esp"), t.TempDir()
 	run(t, "mkfs.vfat", "-C", "--invariant", image, "2048")
@@ -242,7 +249,7 @@ func (f *fixture) makeESP(t testing.TB) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	espCache[key] = b
+	espCache.Store(key, b)
 	return b
 }
 

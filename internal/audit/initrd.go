@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -384,6 +385,9 @@ func wantedInInitrd(name string) bool {
 	case "etc/veritytab", "etc/fstab", "etc/passwd", "etc/shadow":
 		return true
 	}
+	if name == "etc/cmdline" || strings.HasPrefix(name, "etc/cmdline.d/") {
+		return true
+	}
 	return strings.Contains(name, "systemd/system/") && (strings.HasSuffix(name, ".service") || strings.HasSuffix(name, ".conf"))
 }
 
@@ -420,11 +424,9 @@ func (rd *initrd) file(name string) (initrdFile, error) {
 }
 
 // has reports whether one of the paths exists.
-func (rd *initrd) has(names ...string) (string, bool) {
-	for _, name := range names {
-		if _, err := rd.file(name); err == nil {
-			return name, true
-		}
-	}
-	return "", false
+func (rd *initrd) has(names ...string) bool {
+	return slices.ContainsFunc(names, func(name string) bool {
+		_, err := rd.file(name)
+		return err == nil
+	})
 }

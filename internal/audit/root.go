@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"maps"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -19,6 +18,8 @@ type rootAudit struct {
 	partition int
 	fs        *disk.Filesystem
 	units     *units
+	named     map[string]bool // units that were looked for by their names
+	found     map[string]bool // rules that were reported
 }
 
 // maxConfig bounds a configuration file that is read, in bytes.
@@ -55,7 +56,12 @@ func (r *rootAudit) notRead(name string, err error) {
 func (r *rootAudit) at(name string) place { return place{partition: r.partition, path: name} }
 
 func (r *rootAudit) add(id, name, format string, args ...any) {
-	r.a.add(id, r.at(name), format, args...)
+	r.report(id, r.at(name), format, args...)
+}
+
+func (r *rootAudit) report(id string, at place, format string, args ...any) {
+	r.found[id] = true
+	r.a.add(id, at, format, args...)
 }
 
 // first returns the first of the paths that exists.
@@ -72,10 +78,12 @@ func (r *rootAudit) first(names ...string) (string, bool) {
 
 // root looks at a root file system.
 func (a *auditor) root(p *partition) error {
-	r := &rootAudit{a: a, partition: p.Number, fs: p.fs}
+	r := &rootAudit{a: a, partition: p.Number, fs: p.fs, named: map[string]bool{}, found: map[string]bool{}}
 	r.units = a.readUnits(r)
 	r.remote()
 	r.consoles()
+	r.startedUnits()
+	r.configuration()
 	r.accounts()
 	r.mounts()
 	r.kernel()
@@ -102,11 +110,16 @@ func sbins(names ...string) []string {
 	return paths
 }
 
+const notStarted = "it is there, and no unit starts it at boot"
+
 // service reports a service that starts at boot, or else that it is installed.
 func (r *rootAudit) service(enabled, installed string, units, programs []string) {
 	for _, unit := range units {
+		r.named[unit] = true
+	}
+	for _, unit := range units {
 		if by, ok := r.units.starts(unit); ok {
-			r.add(enabled, by, "it starts %s", unit)
+			r.report(enabled, by, "it starts %s", unit)
 			return
 		}
 	}
@@ -118,7 +131,7 @@ func (r *rootAudit) service(enabled, installed string, units, programs []string)
 		}
 	}
 	if name, ok := r.first(programs...); ok {
-		r.add(installed, name, "it is there, and no unit starts it at boot")
+		r.add(installed, name, notStarted)
 	}
 }
 
@@ -128,7 +141,7 @@ func (r *rootAudit) sysvinit(name string) (string, bool) {
 	if _, native := r.units.find(name + ".service"); native {
 		return "", false
 	}
-	for _, dir := range []string{"etc/rc2.d", "etc/rc3.d", "etc/rc5.d", "etc/rcS.d", "etc/rc.d/rc3.d"} {
+	for _, dir := range []string{"etc/rc2.d", "etc/rc3.d", "etc/rc4.d", "etc/rc5.d", "etc/rcS.d", "etc/rc.d/rc2.d", "etc/rc.d/rc3.d", "etc/rc.d/rc4.d", "etc/rc.d/rc5.d"} {
 		entries, err := r.fs.ReadDir(dir)
 		if err != nil {
 			r.notRead(dir, err)
@@ -146,17 +159,59 @@ func (r *rootAudit) sysvinit(name string) (string, bool) {
 func (r *rootAudit) remote() {
 	r.service("sshd-enabled", "sshd-installed",
 		[]string{"ssh.service", "sshd.service", "ssh.socket", "sshd.socket", "ssh@.service", "sshd@.service", "sshd-unix-local.socket", "sshd-vsock.socket"}, sbins("sshd"))
+	r.sshGenerator()
 	r.service("ssm-agent-enabled", "ssm-agent-installed",
 		[]string{"amazon-ssm-agent.service", "snap.amazon-ssm-agent.amazon-ssm-agent.service"}, append(sbins("amazon-ssm-agent"), "snap/bin/amazon-ssm-agent"))
-	r.service("cloud-init-enabled", "cloud-init-installed",
-		[]string{"cloud-init.service", "cloud-init-local.service", "cloud-init-main.service", "cloud-init-network.service", "cloud-config.service", "cloud-final.service", "cloud-init.target"},
-		append(sbins("cloud-init"), "usr/lib/systemd/system-generators/cloud-init-generator", "etc/cloud/cloud.cfg"))
+	r.cloudInit()
 	if name, ok := r.first("opt/aws/bin/eic_run_authorized_keys", "usr/share/ec2-instance-connect/eic_run_authorized_keys", "usr/lib/systemd/system/ec2-instance-connect.service", "usr/bin/eic_run_authorized_keys"); ok {
 		r.add("ec2-instance-connect-installed", name, "it is there")
 	}
 	for _, name := range []string{"dropbear", "in.telnetd", "telnetd", "in.rshd", "cockpit-ws", "ttyd", "gotty", "shellinaboxd", "xrdp"} {
 		if at, ok := r.first(sbins(name)...); ok {
-			r.add("remote-shell-installed", at, "it is there")
+			r.add("remote-shell-installed", at, notStarted)
+		}
+	}
+}
+
+// sshGenerator looks for systemd-ssh-generator (systemd 256 and later), which
+// makes sockets for an installed SSH server by itself, on AF_VSOCK and elsewhere.
+func (r *rootAudit) sshGenerator() {
+	generator, ok := r.first("usr/lib/systemd/system-generators/systemd-ssh-generator", "lib/systemd/system-generators/systemd-ssh-generator")
+	server, installed := r.first(sbins("sshd")...)
+	if !ok || !installed {
+		return
+	}
+	off := len(r.a.ukis) > 0
+	for _, u := range r.a.ukis {
+		on, present := isOn(u.words, "systemd.ssh_auto")
+		off = off && present && !on && !u.sshListen
+	}
+	if !off {
+		r.add("sshd-enabled", generator, "it makes sockets for /%s", server)
+	}
+}
+
+// cloudInit reports cloud-init, unless it was told not to run.
+func (r *rootAudit) cloudInit() {
+	names := []string{"cloud-init.service", "cloud-init-local.service", "cloud-init-main.service", "cloud-init-network.service", "cloud-config.service", "cloud-final.service", "cloud-init.target"}
+	_, disabled := r.first("etc/cloud/cloud-init.disabled")
+	for _, u := range r.a.ukis { // which goes before the file
+		if value, ok := option(u.words, "cloud-init"); ok {
+			disabled = value == "disabled"
+		}
+	}
+	enabled := "cloud-init-enabled"
+	if disabled {
+		enabled = "cloud-init-installed"
+	}
+	const generator = "usr/lib/systemd/system-generators/cloud-init-generator"
+	r.service(enabled, "cloud-init-installed", names, append(sbins("cloud-init"), generator, "etc/cloud/cloud.cfg"))
+	if _, ok := r.first(generator); ok && !disabled && !r.found[enabled] {
+		for _, unit := range names {
+			if file, found := r.units.find(unit); found && !file.masked {
+				r.add(enabled, generator, "it starts %s on EC2", unit)
+				return
+			}
 		}
 	}
 }
@@ -166,8 +221,9 @@ var gettyUnits = []string{"getty@.service", "serial-getty@.service", "console-ge
 
 func (r *rootAudit) consoles() {
 	for _, unit := range gettyUnits {
+		r.named[unit] = true
 		if by, ok := r.units.starts(unit); ok {
-			r.add("getty-enabled", by, "it starts %s", unit)
+			r.report("getty-enabled", by, "it starts %s", unit)
 		}
 	}
 	if file, ok := r.units.find("autovt@.service"); ok && !file.masked {
@@ -184,8 +240,15 @@ func (r *rootAudit) consoles() {
 			r.add("getty-enabled", name, "it starts serial-getty@.service on the serial console of the kernel command line")
 		}
 	}
+	r.named["debug-shell.service"] = true
 	if by, ok := r.units.starts("debug-shell.service"); ok {
-		r.add("debug-shell-enabled", by, "it starts debug-shell.service")
+		r.report("debug-shell-enabled", by, "it starts debug-shell.service")
+	}
+	for _, unit := range rescueUnits {
+		r.named[unit] = true
+		if r.units.leadsTo("default.target", unit) {
+			r.report("rescue-target", r.units.linkPlace(r, "default.target"), "default.target is %s", unit)
+		}
 	}
 	for _, unit := range []string{"emergency.service", "rescue.service"} {
 		if file, ok := r.units.find(unit); ok && !file.masked {
@@ -198,38 +261,94 @@ func (r *rootAudit) consoles() {
 	number := 0
 	for line := range strings.Lines(string(r.optional("etc/inittab"))) {
 		number++
-		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "#") && strings.Contains(line, "getty") {
-			r.a.add("getty-enabled", place{r.partition, "etc/inittab", number}, "%.100q", line)
-		}
+		r.inittab(place{r.partition, "etc/inittab", number}, strings.TrimSpace(line))
 	}
-	id, err := r.read("etc/machine-id")
-	if first := errors.Is(err, fs.ErrNotExist) || strings.HasPrefix(string(id), "uninitialized"); first {
+	if r.firstBoot() {
 		if by, ok := r.units.starts("systemd-firstboot.service"); ok {
-			r.add("firstboot-prompt", by, "it starts systemd-firstboot.service, and /etc/machine-id says that the system never booted")
+			r.report("firstboot-prompt", by, "it starts systemd-firstboot.service, and /etc/machine-id or the kernel command line says that the system never booted")
 		}
 	}
 }
 
-var autologin = regexp.MustCompile(`(^|\s)(--autologin|-a)(\s|=|$)`)
+// firstBoot reports whether systemd will take the first boot of the image for a
+// first boot.
+func (r *rootAudit) firstBoot() bool {
+	for _, u := range r.a.ukis {
+		if on, present := isOn(u.words, "systemd.condition_first_boot"); present {
+			return on
+		}
+	}
+	id, err := r.read("etc/machine-id")
+	return errors.Is(err, fs.ErrNotExist) || strings.HasPrefix(string(id), "uninitialized")
+}
+
+// inittab looks at a line of inittab(5), as sysvinit and busybox read it.
+func (r *rootAudit) inittab(at place, line string) {
+	fields := strings.SplitN(line, ":", 4)
+	if strings.HasPrefix(line, "#") || len(fields) < 4 || fields[2] == "off" {
+		return
+	}
+	command := strings.TrimLeft(fields[3], "-@")
+	program, _, _ := strings.Cut(command, " ")
+	switch {
+	case strings.Contains(command, "getty") && autologin.MatchString(command):
+		r.report("autologin", at, "%.100q", line)
+	case strings.Contains(command, "getty"):
+		r.report("getty-enabled", at, "%.100q", line)
+	case shells[path.Base(program)] && (fields[2] == "respawn" || fields[2] == "askfirst") && !strings.Contains(command, "-c"):
+		r.report("debug-shell-enabled", at, "%.100q", line)
+	default:
+		r.command(at, command)
+	}
+}
 
 // consoleLines looks at the lines of a unit for what opens a console.
 func (r *rootAudit) consoleLines(name string, file unitFile) {
 	if file.masked || r.units.masked(name) {
 		return
 	}
+	getty := slices.ContainsFunc(file.lines, func(l unitLine) bool { return strings.HasPrefix(l.key, "Exec") && strings.Contains(l.value, "getty") })
 	for _, l := range file.lines {
 		at := place{r.partition, l.path, l.number}
+		r.a.unitLine(at, l)
 		switch {
-		case l.key == "ExecStart" && strings.Contains(l.value, "getty") && autologin.MatchString(l.value):
-			r.a.add("autologin", at, "%s", l.value)
-		case l.key == "Environment" && strings.Contains(l.value, "SYSTEMD_SULOGIN_FORCE=1"):
-			r.a.add("sulogin-force", at, "%s", l.value)
+		case getty && l.key == "Environment" && autologin.MatchString(l.value):
+			r.report("autologin", at, "%s", l.value)
+		case l.key == "EnvironmentFile":
+			name := strings.Trim(strings.TrimLeft(l.value, "-"), "/ ")
+			if content := string(r.optional(name)); suloginForced.MatchString(content) {
+				r.add("sulogin-force", name, "%s reads it", l.path)
+			} else if getty && autologin.MatchString(content) {
+				r.add("autologin", name, "%s reads it", l.path)
+			}
 		}
 	}
 }
 
+// unitLine looks at a line of a unit, of the root file system or of an initrd,
+// for what needs no other line.
+func (a *auditor) unitLine(at place, l unitLine) {
+	switch {
+	case strings.HasPrefix(l.key, "Exec") && strings.Contains(l.value, "getty") &&
+		(autologin.MatchString(l.value) || skipLogin.MatchString(l.value) || loginAs.MatchString(l.value)),
+		strings.HasPrefix(l.key, "Exec") && strings.Contains(l.value, "bin/login") && loginAs.MatchString(l.value):
+		a.add("autologin", at, "%s", l.value)
+	case strings.HasSuffix(l.key, "Environment") && suloginForced.MatchString(l.value):
+		a.add("sulogin-force", at, "%s", l.value)
+	case strings.HasPrefix(l.key, "SetCredential") && loginCredential(l.value),
+		strings.HasPrefix(l.key, "LoadCredential") && strings.Contains(l.value, ":") && loginCredential(l.value):
+		a.add("login-credential", at, "%.100s", l.value)
+	}
+}
+
+// accountFiles are those of the C library, of nss-altfiles, of images that keep
+// /usr/etc, and of libnss-extrausers.
+var accountFiles = []string{
+	"etc/passwd", "etc/shadow", "usr/lib/passwd", "usr/lib/shadow", "usr/etc/passwd", "usr/etc/shadow", "var/lib/extrausers/passwd", "var/lib/extrausers/shadow",
+}
+
 func (r *rootAudit) accounts() {
-	for _, name := range []string{"etc/passwd", "etc/shadow"} {
+	for _, name := range accountFiles {
 		for _, c := range accounts(r.optional(name)) {
 			at := place{r.partition, name, c.line}
 			switch {
@@ -266,7 +385,7 @@ func (r *rootAudit) accounts() {
 			r.sudoers(path.Join(dir, name))
 		}
 	}
-	for _, dir := range []string{"etc/credstore", "etc/credstore.encrypted", "usr/lib/credstore", "usr/lib/credstore.encrypted"} {
+	for _, dir := range credentialStores {
 		for _, name := range r.names(dir) {
 			if loginCredential(name) {
 				r.add("login-credential", path.Join(dir, name), "systemd gives it to the service that it is for")
@@ -295,23 +414,48 @@ func (r *rootAudit) authorizedKeys(dir string) {
 		if !strings.HasPrefix(name, "authorized_keys") && !strings.HasSuffix(dir, "authorized_keys.d") {
 			continue
 		}
-		at := path.Join(dir, name)
-		number := 0
-		for line := range strings.Lines(string(r.optional(at))) {
-			number++
-			if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
-				r.a.add("authorized-keys", place{r.partition, at, number}, "a key")
-			}
+		r.authorizedKeysIn(path.Join(dir, name))
+	}
+}
+
+// authorizedKeysIn looks for keys in a file.
+func (r *rootAudit) authorizedKeysIn(name string) {
+	number := 0
+	for line := range strings.Lines(string(r.optional(name))) {
+		number++
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			r.report("authorized-keys", place{r.partition, name, number}, "a key")
 		}
 	}
 }
 
-func (r *rootAudit) sudoers(name string) {
+// sudoers looks at a file of sudo, and at those that it includes.
+func (r *rootAudit) sudoers(name string) { r.sudoersBut(name, map[string]bool{}) }
+
+func (r *rootAudit) sudoersBut(name string, seen map[string]bool) {
+	if name = strings.Trim(path.Clean("/"+name), "/"); seen[name] {
+		return
+	}
+	seen[name] = true
 	number := 0
 	for line := range strings.Lines(string(r.optional(name))) {
 		number++
-		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "#") && strings.Contains(line, "NOPASSWD") {
-			r.a.add("sudo-without-password", place{r.partition, name, number}, "%.100q", line)
+		line = strings.TrimSpace(line)
+		fields := strings.Fields(line)
+		if len(fields) == 2 {
+			switch fields[0] {
+			case "#include", "@include":
+				r.sudoersBut(fields[1], seen)
+				continue
+			case "#includedir", "@includedir":
+				for _, other := range r.names(strings.Trim(path.Clean("/"+fields[1]), "/")) {
+					r.sudoersBut(path.Join(fields[1], other), seen)
+				}
+				continue
+			}
+		}
+		if !strings.HasPrefix(line, "#") && (strings.Contains(line, "NOPASSWD") || strings.Contains(line, "!authenticate")) {
+			r.report("sudo-without-password", place{r.partition, name, number}, "%.100q", line)
 		}
 	}
 }
@@ -319,7 +463,7 @@ func (r *rootAudit) sudoers(name string) {
 // inMemory are file systems that keep nothing, and those that nobody can write.
 var inMemory = []string{
 	"tmpfs", "ramfs", "proc", "sysfs", "devtmpfs", "devpts", "securityfs", "debugfs", "tracefs", "cgroup", "cgroup2", "mqueue", "hugetlbfs", "bpf",
-	"configfs", "fusectl", "efivarfs", "overlay", "none", "erofs", "squashfs", "iso9660", "udf",
+	"configfs", "fusectl", "efivarfs", "binfmt_misc", "autofs", "pstore", "selinuxfs", "rpc_pipefs", "nfsd", "overlay", "none", "erofs", "squashfs", "iso9660", "udf",
 }
 
 // mounts looks at fstab, at mount units, and at what partitions the disk.
@@ -335,7 +479,7 @@ func (r *rootAudit) mounts() {
 		if len(fields) > 3 {
 			options = fields[3]
 		}
-		r.mount(place{r.partition, "etc/fstab", number}, fields[0], fields[1], fields[2], options)
+		r.a.mount(place{r.partition, "etc/fstab", number}, fields[0], fields[1], fields[2], options, r.verifiedRoot())
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.units.files)) {
 		file := r.units.files[name]
@@ -354,7 +498,7 @@ func (r *rootAudit) mounts() {
 				at.line = l.number
 			}
 		}
-		r.mount(at, values["What"], values["Where"], values["Type"], values["Options"])
+		r.a.mount(at, values["What"], values["Where"], values["Type"], values["Options"], r.verifiedRoot())
 	}
 	for _, dir := range []string{"etc/repart.d", "usr/lib/repart.d", "usr/local/lib/repart.d"} {
 		for _, name := range r.names(dir) {
@@ -365,20 +509,21 @@ func (r *rootAudit) mounts() {
 	}
 }
 
-// mount looks at a line of fstab, or a mount unit.
-func (r *rootAudit) mount(at place, what, where, kind, options string) {
+// mount looks at a line of fstab, a mount unit, or an option of the kernel command
+// line. verified says that the root is under verity.
+func (a *auditor) mount(at place, what, where, kind, options string, verified bool) {
 	list := strings.Split(options, ",")
 	switch {
 	case kind == "swap":
-		r.a.add("swap-enabled", at, "%.100q", what)
+		a.add("swap-enabled", at, "%.100q", what)
 	case slices.Contains(inMemory, kind) || slices.Contains(list, "bind") || slices.Contains(list, "rbind"):
 	case slices.Contains(list, "ro") && !slices.Contains(list, "rw"):
-	case where == "/" && r.verifiedRoot():
+	case where == "/" && verified:
 		// verity lets nobody write, whatever fstab says.
 	case strings.Contains(what, "=") || strings.HasPrefix(what, "/dev/"):
-		r.a.add("writable-partition", at, "%.100q on %.100q (%.20s)", what, where, kind)
+		a.add("writable-partition", at, "%.100q on %.100q (%.20s)", what, where, kind)
 	default:
-		r.a.add("writable-partition", at, "%.100q on %.100q (%.20s), from outside of the disk", what, where, kind)
+		a.add("writable-partition", at, "%.100q on %.100q (%.20s), from outside of the disk", what, where, kind)
 	}
 }
 
@@ -454,9 +599,21 @@ func (r *rootAudit) file(name string, info fs.FileInfo) {
 	if mode&fs.ModeDevice != 0 && !strings.HasPrefix(name, "dev/") && !whiteout(mode, stat) {
 		r.add("device-file", name, "device %#x, %s", stat.Rdev, owner)
 	}
+	r.placedFile(name, info)
+	if raised && mode&fs.ModeSetuid != 0 && interpreter(name) {
+		r.add("setuid-interpreter", name, "%s", owner)
+	}
+	if acl, ok := stat.Xattrs["system.posix_acl_access"]; ok && (mode.IsRegular() || mode.IsDir()) {
+		if who := aclWriters(acl); who != "" {
+			r.add("acl-writable", name, "%s may write it", who)
+		}
+	}
 	if value, ok := stat.Xattrs["security.capability"]; ok {
 		if permitted, known := capabilities(value); known {
 			r.add("file-capabilities", name, "capabilities %#x", permitted)
+			if permitted&rootCapabilities != 0 && interpreter(name) {
+				r.add("setuid-interpreter", name, "capabilities %#x", permitted)
+			}
 		} else {
 			r.add("file-not-read", name, "its security.capability of %d bytes is not known", len(value))
 		}

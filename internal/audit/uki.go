@@ -20,9 +20,19 @@ type ukiAudit struct {
 	words  []string
 	initrd *initrd // nil when it could not be read
 
+	initrdWords []string // what the initrd adds to the command line
+
 	verified               bool   // a root hash comes from the image
 	verityData, verityHash string // device specifications, "" when they are not said
 	serial                 bool   // there is a serial console
+	wants                  []wanted
+	sshListen              bool // systemd.ssh_listen=
+}
+
+// wanted is a unit that a kernel command line starts.
+type wanted struct {
+	unit string
+	at   place
 }
 
 // in is the place of something inside the image.
@@ -48,7 +58,8 @@ func (a *auditor) uki(esp *disk.Partition, name string, image *efi.Image) {
 			continue
 		}
 		u.words = append(u.words, words...)
-		a.commandLine(u, words)
+		a.commandLine(u.in(".cmdline"), u, words)
+		a.absent(u, words)
 	}
 	if !found {
 		a.add("command-line-not-in-uki", u.at, "it has no section .cmdline")
@@ -66,118 +77,6 @@ func sectionWords(image *efi.Image, section efi.Section) ([]string, error) {
 	}
 	text, _, _ := strings.Cut(string(content), "\x00")
 	return commandLineWords(text), nil
-}
-
-// commandLineWords divides a kernel command line as the kernel does: double
-// quotes keep spaces.
-func commandLineWords(text string) []string {
-	quoted := false
-	return strings.FieldsFunc(text, func(r rune) bool {
-		if r == '"' {
-			quoted = !quoted
-		}
-		return !quoted && (r == ' ' || r == '\t' || r == '\n' || r == '\r')
-	})
-}
-
-// isOn reads a boolean option: present says that it is on the command line; a
-// name without a value is true.
-func isOn(words []string, name string) (on, present bool) {
-	for _, word := range words {
-		key, value, _ := strings.Cut(strings.ReplaceAll(word, `"`, ""), "=")
-		if strings.ReplaceAll(key, "-", "_") != strings.ReplaceAll(name, "-", "_") {
-			continue
-		}
-		present = true
-		on = !slices.Contains([]string{"0", "no", "n", "false", "f", "off"}, strings.ToLower(value))
-	}
-	return on, present
-}
-
-// knownInits are programs that init= may name.
-var knownInits = []string{"/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd", "/bin/systemd"}
-
-// commandLine looks at a kernel command line.
-func (a *auditor) commandLine(u *ukiAudit, words []string) {
-	at := u.in(".cmdline")
-	for _, word := range words {
-		key, value, _ := strings.Cut(strings.ReplaceAll(word, `"`, ""), "=")
-		switch key {
-		case "init":
-			if !slices.Contains(knownInits, value) {
-				a.add("init-override", at, "%s", word)
-			}
-		case "rdinit":
-			if value != "/init" {
-				a.add("init-override", at, "%s", word)
-			}
-		case "single", "s", "S", "1", "rescue", "emergency", "rd.rescue", "-b":
-			a.add("rescue-target", at, "%s", word)
-		case "systemd.unit", "rd.systemd.unit":
-			if strings.HasPrefix(value, "rescue.") || strings.HasPrefix(value, "emergency.") {
-				a.add("rescue-target", at, "%s", word)
-			}
-		case "console":
-			device, _, _ := strings.Cut(value, ",")
-			if strings.HasPrefix(device, "ttyS") || strings.HasPrefix(device, "ttyAMA") || strings.HasPrefix(device, "hvc") || strings.HasPrefix(device, "ttyUSB") {
-				u.serial = true
-				a.add("serial-console", at, "%s", word)
-			}
-		case "rd.break":
-			a.add("initrd-break", at, "%s", word)
-		case "nopti", "nospectre_v1", "nospectre_v2", "nospec_store_bypass_disable":
-			a.add("mitigations-off", at, "%s", word)
-		case "mitigations", "spectre_v2", "mds", "pti", "l1tf":
-			if value == "off" {
-				a.add("mitigations-off", at, "%s", word)
-			}
-		case "systemd.set_credential", "systemd.set_credential_binary":
-			if loginCredential(value) {
-				a.add("login-credential", at, "%s", word)
-			}
-		case "verityroot", "rd.kiwi.verityroot":
-			if _, ok := option(words, "roothash"); !ok {
-				a.add("verity-hash-unmeasured", at, "%s, and no roothash=", word)
-			}
-		}
-	}
-	for _, name := range []string{"systemd.debug_shell", "rd.systemd.debug_shell"} {
-		if on, _ := isOn(words, name); on {
-			a.add("debug-shell-enabled", at, "%s is on", name)
-		}
-	}
-	lockdown, _ := option(words, "lockdown")
-	if lockdown != "integrity" && lockdown != "confidentiality" {
-		a.add("no-lockdown", at, "there is no lockdown=integrity or lockdown=confidentiality")
-		if on, _ := isOn(words, "module.sig_enforce"); !on {
-			a.add("modules-not-enforced", at, "there is neither module.sig_enforce=1 nor lockdown=")
-		}
-	}
-	if on, present := isOn(words, "systemd.gpt_auto"); on || !present {
-		a.add("gpt-auto", at, "there is no systemd.gpt_auto=0")
-	}
-	if on, present := isOn(words, "systemd.import_credentials"); on || !present {
-		a.add("credentials-imported", at, "there is no systemd.import_credentials=no")
-	}
-	if u.initrd != nil {
-		if _, dracut := u.initrd.has("usr/lib/dracut-lib.sh", "lib/dracut-lib.sh", "usr/lib/dracut", "usr/bin/dracut-emergency", "bin/dracut-emergency"); dracut {
-			if on, present := isOn(words, "rd.shell"); on || !present {
-				a.add("initrd-shell", at, "there is no rd.shell=0, and the initrd is dracut's")
-			}
-		}
-	}
-}
-
-// loginCredential reports whether the name of a credential, which value begins
-// with, is one that lets somebody in (systemd.system-credentials(7)).
-func loginCredential(value string) bool {
-	name, _, _ := strings.Cut(value, ":")
-	for _, prefix := range []string{"passwd.", "ssh.authorized_keys", "login.", "agetty.autologin", "getty.auto", "systemd.extra-unit.", "systemd.unit-dropin.", "sysusers.extra"} {
-		if strings.HasPrefix(name, prefix) {
-			return true
-		}
-	}
-	return false
 }
 
 // maxInitrd bounds the sections that an initrd is read from, in bytes.
@@ -213,9 +112,7 @@ func (a *auditor) readInitrd(u *ukiAudit, image *efi.Image) {
 			a.add(id, u.in(".initrd/"+name), "%s starts it, %s", path.Dir(name), tpm)
 		}
 	}
-	if name, found := rd.has("usr/sbin/sshd", "sbin/sshd", "usr/bin/sshd", "usr/sbin/dropbear", "bin/dropbear", "usr/bin/dropbear", "sbin/dropbear", "usr/sbin/telnetd"); found {
-		a.add("initrd-remote-access", u.in(".initrd/"+name), "it is there")
-	}
+	a.initrdFiles(u)
 	for _, name := range []string{"etc/shadow", "etc/passwd"} {
 		file, err := rd.file(name)
 		if err != nil {
@@ -294,36 +191,24 @@ func (a *auditor) verityOptions(u *ukiAudit) {
 			sources = append(sources, source{at, options})
 		}
 	}
-	if root, ok := option(u.words, "root"); ok && u.verified && aroundVerity(root) {
+	// dracut reads what lies in the initrd before the command line.
+	if root, ok := option(append(slices.Clone(u.initrdWords), u.words...), "root"); ok && u.verified && aroundVerity(root) {
 		a.add("root-not-verified", u.in(".cmdline"), "root=%.100s does not name the device that verity makes", root)
+	}
+	if usr, ok := option(u.words, "mount.usr"); ok && aroundVerity(usr) {
+		a.add("root-not-verified", u.in(".cmdline"), "mount.usr=%.100s does not name a device that verity makes", usr)
 	}
 	for _, s := range sources {
 		options := strings.Split(s.options, ",")
 		switch {
 		case slices.Contains(options, "ignore-corruption"):
 			a.add("verity-ignores-corruption", s.at, "verity's options are %q", s.options)
+		case slices.Contains(options, "check-at-most-once"):
+			a.add("verity-checks-once", s.at, "verity's options are %q", s.options)
 		case !slices.Contains(options, "panic-on-corruption") && !slices.Contains(options, "restart-on-corruption"):
 			a.add("verity-without-panic", s.at, "verity's options are %q", s.options)
 		}
 	}
-}
-
-// aroundVerity reports whether root= leads, or may lead, to a partition itself
-// instead of the device that verity makes of it. The file system's UUID and label
-// are the same on both.
-func aroundVerity(root string) bool {
-	root = strings.TrimPrefix(strings.TrimPrefix(root, "overlay:"), "block:")
-	for _, device := range []string{"/dev/mapper/", "/dev/dm-", "/dev/gpt-auto-root", "/dev/disk/by-id/dm-"} {
-		if strings.HasPrefix(root, device) {
-			return false
-		}
-	}
-	for _, partition := range []string{"/dev/", "UUID=", "LABEL=", "PARTUUID=", "PARTLABEL="} {
-		if strings.HasPrefix(root, partition) {
-			return true
-		}
-	}
-	return false
 }
 
 // verity reports a root file system that nothing verifies.

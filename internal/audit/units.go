@@ -3,7 +3,9 @@ package audit
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -33,13 +35,26 @@ type unitLine struct {
 
 // pull says what pulls a unit in.
 type pull struct {
-	from string // a unit's name
-	path string // of the link, or of the file that says so
+	from    string // a unit's name; "" for what is no unit
+	at      place  // of the link, or of the line that says so
+	trigger bool   // it does so once it runs: a socket its service, a timer
 }
 
-// unitDirectories, in the order of precedence.
+// unitDirectories, in the order of precedence. What an image has in /run is
+// hidden by the file system in memory that is mounted there: it stands last, and
+// masks there do not count.
 var unitDirectories = []string{
-	"etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system",
+	"etc/systemd/system.control", "etc/systemd/system", "etc/systemd/system.attached", "usr/local/lib/systemd/system", "usr/lib/systemd/system",
+	"lib/systemd/system", "run/systemd/system",
+}
+
+// isNull reports whether a symbolic link in a directory leads to /dev/null, which
+// masks a unit.
+func isNull(dir, target string) bool {
+	if !strings.HasPrefix(target, "/") {
+		target = "/" + dir + "/" + target
+	}
+	return path.Clean(target) == "/dev/null" && !strings.HasPrefix(dir, "run/")
 }
 
 // readUnits reads the unit directories of a root file system. What cannot be
@@ -75,15 +90,115 @@ func (a *auditor) readUnits(root *rootAudit) *units {
 		u.readDropins(root, unit, dirs)
 	}
 	for name, file := range u.files {
-		for _, l := range file.lines {
-			if l.key == "Wants" || l.key == "Requires" || l.key == "BindsTo" || l.key == "Upholds" {
-				for other := range strings.FieldsSeq(l.value) {
-					u.pulled[other] = append(u.pulled[other], pull{name, l.path})
+		u.linePulls(root, name, file)
+	}
+	u.otherPulls(root)
+	return u
+}
+
+// linePulls takes what a unit's lines pull in.
+func (u *units) linePulls(root *rootAudit, name string, file unitFile) {
+	base, kind, _ := cutLast(name, ".")
+	named := false // another unit than the one of the same name
+	for _, l := range file.lines {
+		at := place{root.partition, l.path, l.number}
+		trigger := false
+		switch l.key {
+		case "Wants", "Requires", "BindsTo", "Upholds":
+		case "OnFailure", "OnSuccess":
+			trigger = true
+		case "Service", "Unit", "Sockets":
+			named, trigger = named || l.key != "Sockets", true
+		default:
+			continue
+		}
+		for other := range strings.FieldsSeq(l.value) {
+			u.pulled[other] = append(u.pulled[other], pull{name, at, trigger})
+		}
+	}
+	targets := map[string][]string{
+		"socket": {base + ".service", base + "@.service"}, "timer": {base + ".service"}, "path": {base + ".service"}, "automount": {base + ".mount"},
+	}
+	if !named && file.exists {
+		for _, other := range targets[kind] {
+			u.pulled[other] = append(u.pulled[other], pull{name, root.at(file.path), true})
+		}
+	}
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+var udevWants = regexp.MustCompile(`SYSTEMD_WANTS\}\s*\+?=\s*"([^"]*)"`)
+
+// otherPulls takes what pulls units in beside units: kernel command lines, rules
+// of udev, and the presets of a first boot.
+func (u *units) otherPulls(root *rootAudit) {
+	for _, uki := range root.a.ukis {
+		for _, w := range uki.wants {
+			u.pulled[w.unit] = append(u.pulled[w.unit], pull{"", w.at, false})
+		}
+	}
+	for _, file := range root.dropins("udev/rules.d", ".rules") {
+		number := 0
+		for line := range strings.Lines(string(root.optional(file))) {
+			number++
+			if line = strings.TrimSpace(line); strings.HasPrefix(line, "#") {
+				continue
+			}
+			for _, found := range udevWants.FindAllStringSubmatch(line, -1) {
+				for other := range strings.FieldsSeq(found[1]) {
+					u.pulled[other] = append(u.pulled[other], pull{"", place{root.partition, file, number}, false})
 				}
 			}
 		}
 	}
-	return u
+	if root.firstBoot() {
+		u.presets(root)
+	}
+}
+
+// presets enables units as systemd does at a first boot (systemd.preset(5)): the
+// first line that fits counts, and without one a unit is enabled.
+func (u *units) presets(root *rootAudit) {
+	type policy struct {
+		enable  bool
+		pattern string
+		at      place
+	}
+	var policies []policy
+	for _, file := range root.dropins("systemd/system-preset", ".preset") {
+		number := 0
+		for line := range strings.Lines(string(root.optional(file))) {
+			number++
+			fields := strings.Fields(line)
+			if len(fields) >= 2 && (fields[0] == "enable" || fields[0] == "disable" || fields[0] == "ignore") {
+				policies = append(policies, policy{fields[0] == "enable", fields[1], place{root.partition, file, number}})
+			}
+		}
+	}
+	for name, file := range u.files {
+		installed := slices.ContainsFunc(file.lines, func(l unitLine) bool {
+			return l.key == "WantedBy" || l.key == "RequiredBy" || l.key == "UpheldBy" || l.key == "Alias"
+		})
+		if !installed || file.masked {
+			continue
+		}
+		chosen := policy{true, "*", root.at(file.path)}
+		for _, p := range policies {
+			if ok, err := path.Match(p.pattern, name); err == nil && ok {
+				chosen = p
+				break
+			}
+		}
+		if chosen.enable {
+			u.pulled[name] = append(u.pulled[name], pull{"", chosen.at, false})
+		}
+	}
 }
 
 func sameDirectory(root *rootAudit, a, b string) bool {
@@ -102,11 +217,17 @@ func (u *units) readPulls(root *rootAudit, dir, from string) {
 	for _, e := range entries {
 		at := path.Join(dir, e.Name())
 		if e.Type() == fs.ModeSymlink {
-			if target, err := root.fs.ReadLink(at); err == nil && target == "/dev/null" {
+			target, err := root.fs.ReadLink(at)
+			if err == nil && isNull(dir, target) {
 				continue
 			}
+			// Older versions of systemd load what the link leads to, under the
+			// link's name.
+			if base := path.Base(target); err == nil && base != e.Name() {
+				u.pulled[base] = append(u.pulled[base], pull{from, root.at(at), false})
+			}
 		}
-		u.pulled[e.Name()] = append(u.pulled[e.Name()], pull{from, at})
+		u.pulled[e.Name()] = append(u.pulled[e.Name()], pull{from, root.at(at), false})
 	}
 }
 
@@ -129,7 +250,7 @@ func (u *units) readUnit(root *rootAudit, name, at string) {
 			root.notRead(at, err)
 			return
 		}
-		if target == "/dev/null" {
+		if isNull(path.Dir(at), target) {
 			u.files[name] = unitFile{path: at, exists: true, masked: true}
 			return
 		}
@@ -166,7 +287,8 @@ func (u *units) readDropins(root *rootAudit, unit string, dirs []string) {
 		}
 	}
 	file := u.files[unit]
-	for _, at := range found {
+	for _, name := range slices.Sorted(maps.Keys(found)) {
+		at := found[name]
 		content, err := root.read(at)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -250,15 +372,27 @@ func (u *units) masked(name string) bool {
 
 // starts reports whether something pulls a unit in at boot that is not masked
 // itself, and says what. Whether a target is ever reached is not asked: what
-// pulls a unit in counts.
-func (u *units) starts(name string) (by string, ok bool) {
+// pulls a unit in counts. A socket or timer has to be started itself.
+func (u *units) starts(name string) (by place, ok bool) {
+	return u.startsBut(name, map[string]bool{})
+}
+
+// startsBut leaves out units that were asked for before, of which this one may be
+// the reason.
+func (u *units) startsBut(name string, asked map[string]bool) (by place, ok bool) {
+	if asked[name] {
+		return place{}, false
+	}
+	asked[name] = true
 	if file, found := u.find(name); !found || file.masked {
-		return "", false
+		return place{}, false
 	}
 	names := []string{name}
-	for alias, target := range u.aliases {
-		if target == name {
-			names = append(names, alias)
+	for i := 0; i < len(names); i++ { // aliases of aliases, too
+		for alias, target := range u.aliases {
+			if target == names[i] && !slices.Contains(names, alias) {
+				names = append(names, alias)
+			}
 		}
 	}
 	for pulled := range u.pulled {
@@ -272,10 +406,41 @@ func (u *units) starts(name string) (by string, ok bool) {
 			continue
 		}
 		for _, p := range u.pulled[n] {
-			if !u.masked(p.from) {
-				return p.path, true
+			if p.trigger {
+				if _, started := u.startsBut(p.from, asked); !started {
+					continue
+				}
+			}
+			if p.from == "" || !u.masked(p.from) {
+				return p.at, true
 			}
 		}
 	}
-	return "", false
+	return place{}, false
+}
+
+// leadsTo reports whether a unit's name is an alias of another, over any number
+// of links.
+func (u *units) leadsTo(name, target string) bool {
+	for range len(u.aliases) + 1 {
+		other, ok := u.aliases[name]
+		if !ok {
+			return false
+		}
+		if other == target {
+			return true
+		}
+		name = other
+	}
+	return false
+}
+
+// linkPlace is where the link of an alias is.
+func (u *units) linkPlace(root *rootAudit, name string) place {
+	for _, dir := range unitDirectories {
+		if _, err := root.fs.Lstat(path.Join(dir, name)); err == nil {
+			return root.at(path.Join(dir, name))
+		}
+	}
+	return root.at(name)
 }
