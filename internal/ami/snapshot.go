@@ -168,7 +168,7 @@ func (r *region) tag(ctx context.Context, id string, tags map[string]string) err
 }
 
 func resourceType(id string) string {
-	if imageIDForm.MatchString(id) {
+	if imageIDForm().MatchString(id) {
 		return "image"
 	}
 	return "snapshot"

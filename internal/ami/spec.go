@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/org/attestable-image-action/internal/artifact"
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 // Spec is what is wanted of an AMI beside the artifact. CheckSpec fills in what
@@ -39,23 +39,23 @@ type Principal struct {
 func (p Principal) String() string { return p.Account + p.Organization + p.Unit }
 
 var (
-	accountForm      = regexp.MustCompile(`^[0-9]{12}$`)
-	organizationForm = regexp.MustCompile(`^arn:aws[a-z-]*:organizations::[0-9]{12}:organization/o-[a-z0-9]{10,32}$`)
-	unitForm         = regexp.MustCompile(`^arn:aws[a-z-]*:organizations::[0-9]{12}:ou/o-[a-z0-9]{10,32}/ou-[0-9a-z]{4,32}-[a-z0-9]{8,32}$`)
-	regionForm       = regexp.MustCompile(`^[a-z]{2,4}(-[a-z0-9]+){1,3}-[0-9]{1,2}$`)
-	keyForm          = regexp.MustCompile(`^arn:aws[a-z-]*:kms:([a-z0-9-]+):[0-9]{12}:key/[A-Za-z0-9-]+$`)
-	imageIDForm      = regexp.MustCompile(`^ami-[0-9a-f]{8,17}$`)
+	accountForm      = lazyregexp.New(`^[0-9]{12}$`)
+	organizationForm = lazyregexp.New(`^arn:aws[a-z-]*:organizations::[0-9]{12}:organization/o-[a-z0-9]{10,32}$`)
+	unitForm         = lazyregexp.New(`^arn:aws[a-z-]*:organizations::[0-9]{12}:ou/o-[a-z0-9]{10,32}/ou-[0-9a-z]{4,32}-[a-z0-9]{8,32}$`)
+	regionForm       = lazyregexp.New(`^[a-z]{2,4}(-[a-z0-9]+){1,3}-[0-9]{1,2}$`)
+	keyForm          = lazyregexp.New(`^arn:aws[a-z-]*:kms:([a-z0-9-]+):[0-9]{12}:key/[A-Za-z0-9-]+$`)
+	imageIDForm      = lazyregexp.New(`^ami-[0-9a-f]{8,17}$`)
 )
 
 // ParsePrincipal reads an account number, or the ARN of an organisation or of an
 // organisational unit.
 func ParsePrincipal(s string) (Principal, error) {
 	switch {
-	case accountForm.MatchString(s):
+	case accountForm().MatchString(s):
 		return Principal{Account: s}, nil
-	case organizationForm.MatchString(s):
+	case organizationForm().MatchString(s):
 		return Principal{Organization: s}, nil
-	case unitForm.MatchString(s):
+	case unitForm().MatchString(s):
 		return Principal{Unit: s}, nil
 	}
 	return Principal{}, fmt.Errorf("%q is neither an AWS account (12 digits) nor the ARN of an organisation or organisational unit", s)
@@ -63,7 +63,7 @@ func ParsePrincipal(s string) (Principal, error) {
 
 // CheckRegion tells whether a name has the form of a region's.
 func CheckRegion(name string) error {
-	if !regionForm.MatchString(name) {
+	if !regionForm().MatchString(name) {
 		return fmt.Errorf("%q is no AWS region such as eu-central-1", name)
 	}
 	return nil
@@ -71,7 +71,7 @@ func CheckRegion(name string) error {
 
 // CheckImageID tells whether s has the form of an AMI's identifier.
 func CheckImageID(s string) error {
-	if !imageIDForm.MatchString(s) {
+	if !imageIDForm().MatchString(s) {
 		return fmt.Errorf("%q is no AMI such as ami-0123456789abcdef0", s)
 	}
 	return nil
@@ -87,7 +87,7 @@ func ParseTag(s string) (key, value string, err error) {
 		return "", "", fmt.Errorf("the tag %.40q is too long: AWS takes %d characters of key and %d of value", key, maxTagKey, maxTagValue)
 	case strings.HasPrefix(strings.ToLower(key), "aws:") || strings.HasPrefix(key, tagPrefix):
 		return "", "", fmt.Errorf("the tag %q begins as those that AWS or this program sets", key)
-	case tagForbidden.MatchString(key) || tagForbidden.MatchString(value):
+	case tagForbidden().MatchString(key) || tagForbidden().MatchString(value):
 		return "", "", fmt.Errorf("the tag %q has characters that AWS does not take: use letters, digits, spaces and + - = . _ : / @", key)
 	}
 	return key, value, nil
@@ -100,11 +100,11 @@ const (
 	maxTags     = 50
 )
 
-var tagForbidden = regexp.MustCompile(`[^\pL\pN\pZ+\-=._:/@]`)
+var tagForbidden = lazyregexp.New(`[^\pL\pN\pZ+\-=._:/@]`)
 
 // tagValue makes a value of a tag: what AWS does not take becomes a dash.
 func tagValue(s string) string {
-	s = tagForbidden.ReplaceAllString(strings.ToValidUTF8(s, "-"), "-")
+	s = tagForbidden().ReplaceAllString(strings.ToValidUTF8(s, "-"), "-")
 	if runes := []rune(s); len(runes) > maxTagValue {
 		s = string(runes[:maxTagValue])
 	}
@@ -119,11 +119,11 @@ const (
 	maxDescription = 255
 )
 
-var nameForbidden = regexp.MustCompile(`[^A-Za-z0-9()\[\] ./\-'@_]`)
+var nameForbidden = lazyregexp.New(`[^A-Za-z0-9()\[\] ./\-'@_]`)
 
 // CheckName tells whether EC2 takes a name for an AMI.
 func CheckName(name string) error {
-	if len(name) < minName || len(name) > maxName || nameForbidden.MatchString(name) || strings.TrimSpace(name) != name {
+	if len(name) < minName || len(name) > maxName || nameForbidden().MatchString(name) || strings.TrimSpace(name) != name {
 		return fmt.Errorf("%q is no name of an AMI: use %d to %d letters, digits, spaces and ( ) [ ] . / - ' @ _", name, minName, maxName)
 	}
 	return nil
@@ -137,7 +137,7 @@ func (i *Image) DefaultName() string {
 	if version := i.version(); version != "" && !strings.Contains(name, version) {
 		name += "-" + version
 	}
-	name = nameForbidden.ReplaceAllString(name, "-")
+	name = nameForbidden().ReplaceAllString(name, "-")
 	suffix := "-" + i.artifact.Reference.Digest.Hex[:12]
 	return name[:min(len(name), maxName-len(suffix))] + suffix
 }
@@ -185,9 +185,9 @@ func (i *Image) CheckSpec(s Spec) (Spec, error) {
 		return s, fmt.Errorf("the family %.40q is too long for a tag, or has characters that AWS does not take: use up to %d letters, digits, spaces and + - = . _ : / @", s.Family, maxTagValue)
 	case s.Keep < 0:
 		return s, fmt.Errorf("%d AMIs cannot be kept", s.Keep)
-	case s.KMSKey != "" && !keyForm.MatchString(s.KMSKey):
+	case s.KMSKey != "" && !keyForm().MatchString(s.KMSKey):
 		return s, fmt.Errorf("%q is no ARN of a KMS key: StartSnapshot takes arn:aws:kms:REGION:ACCOUNT:key/ID, and no alias", s.KMSKey)
-	case s.KMSKey != "" && keyForm.FindStringSubmatch(s.KMSKey)[1] != s.Region:
+	case s.KMSKey != "" && keyForm().FindStringSubmatch(s.KMSKey)[1] != s.Region:
 		return s, fmt.Errorf("the KMS key %s is not in the region %s of the snapshot", s.KMSKey, s.Region)
 	case s.Encrypt && s.KMSKey == "" && len(s.ShareWith) > 0:
 		return s, errors.New("an AMI that is encrypted with the account's default key cannot be shared, since nobody else may use that key: give a key of your own")

@@ -12,11 +12,13 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 // namePattern is what an image may be called: a file's name that no shell and
 // no file system takes for anything else.
-var namePattern = lazyPattern(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$`)
+var namePattern = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$`)
 
 // CheckName tells whether an image may have this name, which becomes the name
 // of the file that its disk is pulled to.

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 // layoutPrefix marks a reference to an OCI layout directory.
@@ -17,11 +19,11 @@ const layoutPrefix = "oci:"
 var (
 	// tagPattern is the grammar of a tag: distribution-spec 1.1, "Pulling
 	// manifests".
-	tagPattern = lazyPattern(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+	tagPattern = lazyregexp.New(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
 	// pathPattern is the grammar of a repository's name, from the same section.
-	pathPattern   = lazyPattern(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
-	hostPattern   = lazyPattern(`^(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9.-]+)(:[0-9]{1,5})?$`)
-	digestPattern = lazyPattern(`^sha256:[0-9a-f]{64}$`)
+	pathPattern   = lazyregexp.New(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+	hostPattern   = lazyregexp.New(`^(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9.-]+)(:[0-9]{1,5})?$`)
+	digestPattern = lazyregexp.New(`^sha256:[0-9a-f]{64}$`)
 )
 
 // Reference names an artifact, or the place for one: HOST/REPOSITORY or

@@ -3,10 +3,11 @@ package attest
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 // Check is one thing that was demanded: what was expected, and what was found.
@@ -40,8 +41,8 @@ type Expectation struct {
 
 // Names as GitHub allows them. "." and ".." would climb in a URL's path.
 var (
-	nameForm = regexp.MustCompile(`^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$`)
-	pathForm = regexp.MustCompile(`^[^@\s]+\.ya?ml$`)
+	nameForm = lazyregexp.New(`^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$`)
+	pathForm = lazyregexp.New(`^[^@\s]+\.ya?ml$`)
 )
 
 // Validate checks the form of what is expected, and that it is enough.
@@ -54,15 +55,15 @@ func (e *Expectation) Validate() error {
 		return nil
 	case e.Repository == "" && e.Owner == "":
 		return errors.New("nothing says whose artifact it must be: give --repo OWNER/REPO or --owner OWNER; anybody can sign something")
-	case e.Repository != "" && (!both || !nameForm.MatchString(owner) || !nameForm.MatchString(name)):
+	case e.Repository != "" && (!both || !nameForm().MatchString(owner) || !nameForm().MatchString(name)):
 		return fmt.Errorf("the repository %q is not of the form OWNER/REPO", e.Repository)
-	case e.Owner != "" && !nameForm.MatchString(e.Owner):
+	case e.Owner != "" && !nameForm().MatchString(e.Owner):
 		return fmt.Errorf("the owner %q is not a name on GitHub", e.Owner)
 	}
 	if e.Workflow != "" {
 		path, _, _ := strings.Cut(e.Workflow, "@")
 		parts := strings.SplitN(path, "/", 3)
-		if len(parts) != 3 || !nameForm.MatchString(parts[0]) || !nameForm.MatchString(parts[1]) || !pathForm.MatchString(parts[2]) {
+		if len(parts) != 3 || !nameForm().MatchString(parts[0]) || !nameForm().MatchString(parts[1]) || !pathForm().MatchString(parts[2]) {
 			return fmt.Errorf("the workflow %q is not of the form OWNER/REPO/.github/workflows/FILE.yml, with or without @REF", e.Workflow)
 		}
 	}

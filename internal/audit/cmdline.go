@@ -2,10 +2,11 @@ package audit
 
 import (
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 // commandLineWords divides a kernel command line as the kernel and systemd do:
@@ -67,7 +68,7 @@ var knownInits = []string{"/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd"
 var rescueUnits = []string{"rescue.target", "rescue.service", "emergency.target", "emergency.service", "runlevel1.target", "debug-shell.service"}
 
 // screens are consoles that nobody reads from afar: the screen, and none.
-var screens = regexp.MustCompile(`^(tty[0-9]*|ttynull|null|)$`)
+var screens = lazyregexp.New(`^(tty[0-9]*|ttynull|null|)$`)
 
 // mitigationSwitches turn something off by their names or by the values that they
 // are given here.
@@ -131,7 +132,7 @@ func (a *auditor) commandLine(at place, u *ukiAudit, words []string) {
 			}
 		case "console":
 			device, _, _ := strings.Cut(value, ",")
-			if !screens.MatchString(device) {
+			if !screens().MatchString(device) {
 				u.serial = true
 				a.add("serial-console", at, "%s", word)
 			}
@@ -159,7 +160,7 @@ func (a *auditor) commandLine(at place, u *ukiAudit, words []string) {
 		if off, known := mitigationSwitches[bare]; known && (off == nil && (!assigned || !isFalse(value)) || slices.Contains(off, value)) {
 			a.add("mitigations-off", at, "%s", word)
 		}
-		if suloginForced.MatchString(unquote.Replace(word)) {
+		if suloginForced().MatchString(unquote.Replace(word)) {
 			a.add("sulogin-force", at, "%s", word)
 		}
 		if name, found := strings.CutPrefix(bare, "sysctl."); found {
@@ -210,7 +211,7 @@ func (a *auditor) absent(u *ukiAudit, words []string) {
 
 // suloginForced is an assignment that opens the rescue shell without a password;
 // systemd takes every word for true.
-var suloginForced = regexp.MustCompile(`SYSTEMD_SULOGIN_FORCE=(1|y|yes|t|true|on|Y|YES|Yes|T|TRUE|True|ON|On)\b`)
+var suloginForced = lazyregexp.New(`SYSTEMD_SULOGIN_FORCE=(1|y|yes|t|true|on|Y|YES|Yes|T|TRUE|True|ON|On)\b`)
 
 // loginCredential reports whether the name of a credential, which value begins
 // with, is one that lets somebody in or runs something

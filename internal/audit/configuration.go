@@ -3,10 +3,11 @@ package audit
 import (
 	"encoding/json"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 // configurationRoots are where programs of systemd and others look for the pieces
@@ -83,7 +84,7 @@ func (r *rootAudit) in(dir string) []string {
 }
 
 // sensitive are files of which each new one may let somebody in.
-var sensitive = regexp.MustCompile(`/\.ssh/authorized_keys|^/etc/(passwd|shadow|group|gshadow|sudoers|ld\.so\.preload|crontab)$` +
+var sensitive = lazyregexp.New(`/\.ssh/authorized_keys|^/etc/(passwd|shadow|group|gshadow|sudoers|ld\.so\.preload|crontab)$` +
 	`|^/etc/ssh/(sshd_config|ssh_host_|authorized_keys)|^/etc/(sudoers\.d|pam\.d|cron\.[a-z]+|userdb|credstore|systemd/system|systemd/system-generators)/.` +
 	`|^/run/(userdb|credstore|systemd/system|systemd/generator[a-z.]*)/.|^/var/spool/cron/.`)
 
@@ -98,7 +99,7 @@ func (r *rootAudit) tmpfile(at place, line string) {
 	if strings.Contains(kind, "^") {
 		return
 	}
-	if strings.ContainsAny(kind[:1], "fFwCL") && sensitive.MatchString(name) {
+	if strings.ContainsAny(kind[:1], "fFwCL") && sensitive().MatchString(name) {
 		r.report("tmpfiles-opens", at, "%.150q", line)
 	}
 	inMemory := strings.HasPrefix(name, "/dev/") || strings.HasPrefix(name, "/proc/") || strings.HasPrefix(name, "/sys/")
@@ -218,7 +219,7 @@ func (r *rootAudit) managerSettings() {
 }
 
 // knownGenerators are generators whose units the audit knows by other signs.
-var knownGenerators = regexp.MustCompile(`^(systemd-[a-z0-9-]+-generator|cloud-init-generator|netplan|lvm2-activation-generator|lvm2|zram-generator|` +
+var knownGenerators = lazyregexp.New(`^(systemd-[a-z0-9-]+-generator|cloud-init-generator|netplan|lvm2-activation-generator|lvm2|zram-generator|` +
 	`ostree-system-generator|selinux-autorelabel-generator(\.sh)?|kdump-dep-generator(\.sh)?|snapd-generator|nfs-server-generator|rpc-pipefs-generator|` +
 	`sshd-socket-generator|friendly-recovery|ds-identify|bootc-systemd-generator|rpm-ostree-fix-shadow-mode|dracut-rootfs-generator|apparmor|` +
 	`netavark|podman-system-generator|postgresql-generator|openvpn-generator|gdm-generator|coreos-[a-z-]+-generator|ibft-rule-generator|kiwi-[a-z-]+-generator(\.sh)?)$`)
@@ -227,7 +228,7 @@ var knownGenerators = regexp.MustCompile(`^(systemd-[a-z0-9-]+-generator|cloud-i
 // read from the image.
 func (r *rootAudit) generators() {
 	for _, name := range r.dropins("systemd/system-generators", "") {
-		if base := path.Base(name); !knownGenerators.MatchString(base) {
+		if base := path.Base(name); !knownGenerators().MatchString(base) {
 			r.add("unknown-generator", name, "what units it makes is not known")
 		}
 	}

@@ -42,7 +42,7 @@ func (r *rootAudit) placedFile(name string, info fs.FileInfo) {
 // interpreter reports whether a program does what its caller says.
 func interpreter(name string) bool {
 	base := path.Base(name)
-	return shells[base] && base != "sulogin" || interpreters.MatchString(base)
+	return shells[base] && base != "sulogin" || interpreters().MatchString(base)
 }
 
 // rootCapabilities are those with which a program can become root: CAP_CHOWN,

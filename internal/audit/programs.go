@@ -2,8 +2,9 @@ package audit
 
 import (
 	"path"
-	"regexp"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 // program is a program that lets somebody in or does somebody's bidding.
@@ -75,21 +76,21 @@ var shells = map[string]bool{
 }
 
 // interpreters would, set-uid, give their user's rights to everybody.
-var interpreters = regexp.MustCompile(`^(python[0-9.]*|perl[0-9.]*|ruby[0-9.]*|lua[0-9.]*|node|php[0-9.]*|awk|gawk|mawk|nawk|find|vi|vim|vim\..*|nano|ed|emacs|cp|mv|dd|tee|install|env|nice|xargs|tar|gdb|strace|less|more|chmod|chown|setpriv|nsenter|unshare|openssl|curl|wget|socat|nc|ncat|docker|systemctl|systemd-run|make|rsync|zip|git)$`)
+var interpreters = lazyregexp.New(`^(python[0-9.]*|perl[0-9.]*|ruby[0-9.]*|lua[0-9.]*|node|php[0-9.]*|awk|gawk|mawk|nawk|find|vi|vim|vim\..*|nano|ed|emacs|cp|mv|dd|tee|install|env|nice|xargs|tar|gdb|strace|less|more|chmod|chown|setpriv|nsenter|unshare|openssl|curl|wget|socat|nc|ncat|docker|systemctl|systemd-run|make|rsync|zip|git)$`)
 
 var (
 	// assignments, flags and wrappers may stand before a program in a line.
-	word        = regexp.MustCompile(`[^\s"'=;&|(){}<>]+`)
-	autologin   = regexp.MustCompile(`(^|[\s"'=])(--au[a-z]*|-[a-zA-Z8]*a)([\s=]|\w|$)`)
-	loginAs     = regexp.MustCompile(`(^|[\s"'])-f\s+\S`)
-	skipLogin   = regexp.MustCompile(`(^|[\s"'])(-n|--skip-login|-l|--login-program)([\s=]|$)`)
-	onATerminal = regexp.MustCompile(`^(tty|tty-force|tty-fail)$`)
+	word        = lazyregexp.New(`[^\s"'=;&|(){}<>]+`)
+	autologin   = lazyregexp.New(`(^|[\s"'=])(--au[a-z]*|-[a-zA-Z8]*a)([\s=]|\w|$)`)
+	loginAs     = lazyregexp.New(`(^|[\s"'])-f\s+\S`)
+	skipLogin   = lazyregexp.New(`(^|[\s"'])(-n|--skip-login|-l|--login-program)([\s=]|$)`)
+	onATerminal = lazyregexp.New(`^(tty|tty-force|tty-fail)$`)
 )
 
 // mentions calls found for every program of the list that a command line names,
 // whatever stands before it: a path, a shell, a wrapper.
 func mentions(command string, found func(name string, p program)) {
-	for _, w := range word.FindAllString(command, -1) {
+	for _, w := range word().FindAllString(command, -1) {
 		base := path.Base(strings.TrimLeft(w, "-@:+!"))
 		if p, ok := programs[base]; ok {
 			found(base, p)

@@ -291,7 +291,7 @@ func (r *rootAudit) inittab(at place, line string) {
 	command := strings.TrimLeft(fields[3], "-@")
 	program, _, _ := strings.Cut(command, " ")
 	switch {
-	case strings.Contains(command, "getty") && autologin.MatchString(command):
+	case strings.Contains(command, "getty") && autologin().MatchString(command):
 		r.report("autologin", at, "%.100q", line)
 	case strings.Contains(command, "getty"):
 		r.report("getty-enabled", at, "%.100q", line)
@@ -312,13 +312,13 @@ func (r *rootAudit) consoleLines(name string, file unitFile) {
 		at := place{r.partition, l.path, l.number}
 		r.a.unitLine(at, l)
 		switch {
-		case getty && l.key == "Environment" && autologin.MatchString(l.value):
+		case getty && l.key == "Environment" && autologin().MatchString(l.value):
 			r.report("autologin", at, "%s", l.value)
 		case l.key == "EnvironmentFile":
 			name := strings.Trim(strings.TrimLeft(l.value, "-"), "/ ")
-			if content := string(r.optional(name)); suloginForced.MatchString(content) {
+			if content := string(r.optional(name)); suloginForced().MatchString(content) {
 				r.add("sulogin-force", name, "%s reads it", l.path)
-			} else if getty && autologin.MatchString(content) {
+			} else if getty && autologin().MatchString(content) {
 				r.add("autologin", name, "%s reads it", l.path)
 			}
 		}
@@ -330,10 +330,10 @@ func (r *rootAudit) consoleLines(name string, file unitFile) {
 func (a *auditor) unitLine(at place, l unitLine) {
 	switch {
 	case strings.HasPrefix(l.key, "Exec") && strings.Contains(l.value, "getty") &&
-		(autologin.MatchString(l.value) || skipLogin.MatchString(l.value) || loginAs.MatchString(l.value)),
-		strings.HasPrefix(l.key, "Exec") && strings.Contains(l.value, "bin/login") && loginAs.MatchString(l.value):
+		(autologin().MatchString(l.value) || skipLogin().MatchString(l.value) || loginAs().MatchString(l.value)),
+		strings.HasPrefix(l.key, "Exec") && strings.Contains(l.value, "bin/login") && loginAs().MatchString(l.value):
 		a.add("autologin", at, "%s", l.value)
-	case strings.HasSuffix(l.key, "Environment") && suloginForced.MatchString(l.value):
+	case strings.HasSuffix(l.key, "Environment") && suloginForced().MatchString(l.value):
 		a.add("sulogin-force", at, "%s", l.value)
 	case strings.HasPrefix(l.key, "SetCredential") && loginCredential(l.value),
 		strings.HasPrefix(l.key, "LoadCredential") && strings.Contains(l.value, ":") && loginCredential(l.value):

@@ -2,9 +2,10 @@ package audit
 
 import (
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 // startedUnits looks at what the units do that start at boot, whatever they are
@@ -22,13 +23,13 @@ func (r *rootAudit) startedUnits() {
 }
 
 // bindsShell are commands that give whoever connects a shell.
-var bindsShell = regexp.MustCompile(`(?i)\bsocat\b.*(exec|system|shell):|\b(nc|ncat|netcat)\b.*\s-(-exec|-sh-exec|[a-z]*[ec])\s`)
+var bindsShell = lazyregexp.New(`(?i)\bsocat\b.*(exec|system|shell):|\b(nc|ncat|netcat)\b.*\s-(-exec|-sh-exec|[a-z]*[ec])\s`)
 
 func (r *rootAudit) startedUnit(file unitFile) {
 	terminal, socket := false, false
 	for _, l := range file.lines {
 		if l.key == "StandardInput" {
-			terminal, socket = onATerminal.MatchString(l.value), l.value == "socket"
+			terminal, socket = onATerminal().MatchString(l.value), l.value == "socket"
 		}
 	}
 	for _, l := range file.lines {
@@ -43,7 +44,7 @@ func (r *rootAudit) startedUnit(file unitFile) {
 		switch {
 		case shells[program] && terminal:
 			r.report("debug-shell-enabled", at, "%.100s", l.value)
-		case shells[program] && socket, bindsShell.MatchString(l.value):
+		case shells[program] && socket, bindsShell().MatchString(l.value):
 			r.report("remote-shell-enabled", at, "%.100s", l.value)
 		}
 		r.command(at, l.value)

@@ -5,9 +5,10 @@ import (
 	"io/fs"
 	"maps"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 // units is what systemd will find on a root file system: unit files, links that
@@ -133,7 +134,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-var udevWants = regexp.MustCompile(`SYSTEMD_WANTS\}\s*\+?=\s*"([^"]*)"`)
+var udevWants = lazyregexp.New(`SYSTEMD_WANTS\}\s*\+?=\s*"([^"]*)"`)
 
 // otherPulls takes what pulls units in beside units: kernel command lines, rules
 // of udev, and the presets of a first boot.
@@ -150,7 +151,7 @@ func (u *units) otherPulls(root *rootAudit) {
 			if line = strings.TrimSpace(line); strings.HasPrefix(line, "#") {
 				continue
 			}
-			for _, found := range udevWants.FindAllStringSubmatch(line, -1) {
+			for _, found := range udevWants().FindAllStringSubmatch(line, -1) {
 				for other := range strings.FieldsSeq(found[1]) {
 					u.pulled[other] = append(u.pulled[other], pull{"", place{root.partition, file, number}, false})
 				}

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 const (
@@ -32,8 +34,8 @@ const (
 )
 
 var (
-	baseArgument = lazyPattern(`(?m)^ARG BASE=(\S+)$`)
-	kiwiPin      = lazyPattern(`(?m)^kiwi==([0-9]+\.[0-9]+\.[0-9]+) --hash=sha256:([0-9a-f]{64})$`)
+	baseArgument = lazyregexp.New(`(?m)^ARG BASE=(\S+)$`)
+	kiwiPin      = lazyregexp.New(`(?m)^kiwi==([0-9]+\.[0-9]+\.[0-9]+) --hash=sha256:([0-9a-f]{64})$`)
 )
 
 // builder is the container image that runs KIWI, and how it is made.

@@ -9,13 +9,15 @@ import (
 	"net/url"
 	"path"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 var (
-	validName     = lazyPattern(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,126}$`)
-	validVersion  = lazyPattern(`^[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}$`)
-	validSuite    = lazyPattern(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,126}$`)
-	nameAttribute = lazyPattern(`(\sname\s*=\s*)("[^"]*"|'[^']*')`)
+	validName     = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,126}$`)
+	validVersion  = lazyregexp.New(`^[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}$`)
+	validSuite    = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,126}$`)
+	nameAttribute = lazyregexp.New(`(\sname\s*=\s*)("[^"]*"|'[^']*')`)
 )
 
 const (

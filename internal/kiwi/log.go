@@ -6,18 +6,20 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 // KIWI writes records "[ LEVEL   ]: HH:MM:SS | text", whose text may have more
 // lines, and a progress bar that is drawn over itself with carriage returns.
 var (
-	logRecord   = lazyPattern(`^\[ ([A-Z]+) +\]: [0-9:]{8} \| ?(.*)$`)
-	progressBar = lazyPattern(`\[ [A-Z]+ +\]: Processing: \[[# ]*\] [0-9]+%`)
-	errorClass  = lazyPattern(`^(?:Kiwi[A-Za-z]+: )+`)
-	schemaError = lazyPattern(`^(?:--> )?[^ ]*?:[0-9]+:[0-9]+:ERROR:(?:RELAXNGV|SCHEMATRONV|PARSER):[A-Z_]+: (.*)$`)
-	colour      = lazyPattern("\x1b\\[[0-9;]*[A-Za-z]")
+	logRecord   = lazyregexp.New(`^\[ ([A-Z]+) +\]: [0-9:]{8} \| ?(.*)$`)
+	progressBar = lazyregexp.New(`\[ [A-Z]+ +\]: Processing: \[[# ]*\] [0-9]+%`)
+	errorClass  = lazyregexp.New(`^(?:Kiwi[A-Za-z]+: )+`)
+	schemaError = lazyregexp.New(`^(?:--> )?[^ ]*?:[0-9]+:[0-9]+:ERROR:(?:RELAXNGV|SCHEMATRONV|PARSER):[A-Z_]+: (.*)$`)
+	colour      = lazyregexp.New("\x1b\\[[0-9;]*[A-Za-z]")
 	// What programs under KIWI begin a line with when it tells why they failed.
-	telling = lazyPattern(`(?i)^(?:E: |Err(?:or)?:|fatal|dracut\[[EF]\]|mkfs|.*\b(?:error|failed|cannot|can't|unable|no such|not found|denied|no space|unmet|depends:|invalid)\b)`)
+	telling = lazyregexp.New(`(?i)^(?:E: |Err(?:or)?:|fatal|dracut\[[EF]\]|mkfs|.*\b(?:error|failed|cannot|can't|unable|no such|not found|denied|no space|unmet|depends:|invalid)\b)`)
 )
 
 // Bounds of what is read and told of a log, in bytes and lines.

@@ -4,9 +4,10 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
-	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 // Accelerators.
@@ -19,7 +20,7 @@ const (
 )
 
 // qemuVersion matches the first line of qemu-system-* --version.
-var qemuVersion = regexp.MustCompile(`version (\d+)\.(\d+)`)
+var qemuVersion = lazyregexp.New(`version (\d+)\.(\d+)`)
 
 // qemuMajor asks a QEMU for its major version.
 func qemuMajor(ctx context.Context, path string) (int, error) {
@@ -27,7 +28,7 @@ func qemuMajor(ctx context.Context, path string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("ask %s for its version: %w", path, err)
 	}
-	match := qemuVersion.FindSubmatch(out)
+	match := qemuVersion().FindSubmatch(out)
 	if match == nil {
 		return 0, fmt.Errorf("ask %s for its version: it says %q", path, strings.TrimSpace(string(out)))
 	}

@@ -3,8 +3,9 @@ package vm
 import (
 	"bytes"
 	"io"
-	"regexp"
 	"sync"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 // Bounds of what a guest can write to its serial line.
@@ -16,12 +17,12 @@ const (
 // Words on the serial line after which waiting is of no use.
 var (
 	// The firmware found nothing that it could or would start.
-	noBoot = regexp.MustCompile(`BdsDxe: No bootable option|BdsDxe: starting Boot\S+ "EFI Internal Shell"`)
+	noBoot = lazyregexp.New(`BdsDxe: No bootable option|BdsDxe: starting Boot\S+ "EFI Internal Shell"`)
 	// Why it would not start one boot option: Access Denied is Secure Boot.
-	bootRefused = regexp.MustCompile(`BdsDxe: failed to (?:load|start) Boot\S+ .*: (.+)`)
-	kernelPanic = regexp.MustCompile(`Kernel panic - not syncing: .*`)
+	bootRefused = lazyregexp.New(`BdsDxe: failed to (?:load|start) Boot\S+ .*: (.+)`)
+	kernelPanic = lazyregexp.New(`Kernel panic - not syncing: .*`)
 	// Terminal control sequences (ECMA-48), which firmware likes to write.
-	escapes = regexp.MustCompile("\x1b(?:\\[[0-9;?=]*[ -/]*[@-~]|[@-Z\\\\-_])")
+	escapes = lazyregexp.New("\x1b(?:\\[[0-9;?=]*[ -/]*[@-~]|[@-Z\\\\-_])")
 )
 
 // serial takes the guest's serial line: it keeps a log, passes everything on,
@@ -87,19 +88,19 @@ func (s *serial) watch() {
 	if len(s.line) == 0 {
 		return
 	}
-	line := string(bytes.TrimRight(escapes.ReplaceAll(s.line, nil), "\r"))
+	line := string(bytes.TrimRight(escapes().ReplaceAll(s.line, nil), "\r"))
 	if s.until != nil && s.until(line) {
 		offer(s.found, line)
 	}
-	if reason := bootRefused.FindStringSubmatch(line); reason != nil {
+	if reason := bootRefused().FindStringSubmatch(line); reason != nil {
 		s.mu.Lock()
 		s.refused = reason[1]
 		s.mu.Unlock()
 	}
-	if noBoot.MatchString(line) {
+	if noBoot().MatchString(line) {
 		offer(s.noBoot, struct{}{})
 	}
-	if text := kernelPanic.FindString(line); text != "" {
+	if text := kernelPanic().FindString(line); text != "" {
 		offer(s.panics, text)
 	}
 }
