@@ -281,7 +281,7 @@ func (r *rootAudit) oldStarters() {
 		found := false
 		mentions(line, func(name string, p program) {
 			found = true
-			r.report(p.enabled, at, "it starts %s: %.100s", name, line)
+			r.report(p.enabled, at, "it starts %s: %.100s", path.Base(name), line)
 		})
 		fields := strings.Fields(line)
 		if !found && len(fields) >= 6 && shells[path.Base(fields[len(fields)-1])] {

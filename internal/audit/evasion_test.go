@@ -56,6 +56,7 @@ var evasions = []auditCase{
 	// Remote access: units by other names, other directories, other triggers.
 	{"sshd-enabled", unit("maintenance.service", true, sshd), "partition 2, usr/lib/systemd/system/maintenance.service:2", "sshd", unit("maintenance.service", false, sshd)},
 	{"sshd-enabled", unit("maintenance.service", true, "[Service]\nExecStart=-@/bin/sh sh -c 'exec /opt/x/sshd -D'\n"), "partition 2, usr/lib/systemd/system/maintenance.service:2", "sshd", unit("maintenance.service", true, "[Service]\nExecStart=/usr/bin/x --sshd-like\n")},
+	{"sshd-enabled", unit("x.service", true, "[Service]\nExecStart=/srv/sshd\n"), "partition 2, usr/lib/systemd/system/x.service:2", "sshd", all(unit("x.service", true, "[Service]\nExecStart=/usr/bin/mkdir -p /run/sshd /var/lib/sshd /etc/default/sshd\n"), file("var/lib/sshd/", ""), file("etc/default/sshd", "X=1\n"))},
 	{"sshd-enabled", all(unit("ssh.service", false, service), pulled("usr/lib/systemd/system", "ssh.service")), "partition 2, usr/lib/systemd/system/multi-user.target.wants/ssh.service", "", nil},
 	{"sshd-enabled", all(unit("ssh.service", false, service), pulled("run/systemd/system", "ssh.service")), "partition 2, run/systemd/system/multi-user.target.wants/ssh.service", "", nil},
 	{"sshd-enabled", all(unit("ssh.service", true, service), file("run/systemd/system/ssh.service", "-> /dev/null")), "partition 2, etc/systemd/system/multi-user.target.wants/ssh.service", "", all(unit("ssh.service", true, service), file("etc/systemd/system/ssh.service", "-> ../../../dev/null"))},

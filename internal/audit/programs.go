@@ -91,9 +91,9 @@ var (
 // whatever stands before it: a path, a shell, a wrapper.
 func mentions(command string, found func(name string, p program)) {
 	for _, w := range word().FindAllString(command, -1) {
-		base := path.Base(strings.TrimLeft(w, "-@:+!"))
-		if p, ok := programs[base]; ok {
-			found(base, p)
+		name := strings.TrimLeft(w, "-@:+!")
+		if p, ok := programs[path.Base(name)]; ok {
+			found(name, p)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"maps"
+	"path"
 	"slices"
 	"strings"
 
@@ -55,16 +56,35 @@ func (r *rootAudit) startedUnit(file unitFile) {
 // names.
 func (r *rootAudit) command(at place, command string) {
 	mentions(command, func(name string, p program) {
+		if r.noProgram(name) {
+			return
+		}
+		base := path.Base(name)
 		switch p.enabled {
 		case "cloud-init-enabled":
 			if r.found["cloud-init-installed"] && !r.found["cloud-init-enabled"] {
 				return // it was told not to run
 			}
 		case "getty-enabled":
-			if name == "login" && !strings.Contains(command, "bin/login") {
+			if base == "login" && !strings.Contains(command, "bin/login") {
 				return // the word, not the program
 			}
 		}
-		r.report(p.enabled, at, "it starts %s: %.100s", name, command)
+		r.report(p.enabled, at, "it starts %s: %.100s", base, command)
 	})
+}
+
+// noProgram reports whether a path cannot be the program that its name is: it is
+// a directory, such as /run/sshd, or a file that cannot be run.
+func (r *rootAudit) noProgram(name string) bool {
+	if !strings.HasPrefix(name, "/") || r.fs == nil {
+		return false
+	}
+	for _, dir := range []string{"/run/", "/var/run/", "/dev/"} {
+		if strings.HasPrefix(name, dir) {
+			return true // nothing of the image is there at boot
+		}
+	}
+	info, err := r.fs.Stat(strings.Trim(path.Clean(name), "/"))
+	return err == nil && (info.IsDir() || strings.HasPrefix(name, "/etc/") && info.Mode().Perm()&0o111 == 0)
 }
