@@ -11,9 +11,11 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/org/attestable-image-action/internal/disk"
 	"github.com/org/attestable-image-action/internal/efi"
+	"github.com/org/attestable-image-action/internal/measure"
 )
 
 // Region is a run of bytes on the disk and what covers it.
@@ -71,13 +73,12 @@ func (c *Coverage) Covered() (covered, total int64) {
 // else can still be told.
 var errNoTree = errors.New("the hash tree of the root file system was not found")
 
-// MeasureCoverage finds out what covers each byte of a disk. chain has the paths
-// of the PE images on the EFI system partition that a boot loads, in their
-// order; the last is the unified kernel image. Every block of the root file
-// system is read.
-func MeasureCoverage(ctx context.Context, d *disk.Disk, chain []string) (*Coverage, error) {
-	c := &coverage{disk: d, images: map[string]*loadedImage{}}
-	if err := c.measure(ctx, chain); err != nil {
+// MeasureCoverage finds out what covers each byte of a disk that boots on an
+// architecture ("x86_64" or "aarch64", or empty for the one that there is).
+// Every block of the root file system is read.
+func MeasureCoverage(ctx context.Context, d *disk.Disk, arch string) (*Coverage, error) {
+	c := &coverage{disk: d, images: map[string]*loadedImage{}, companions: map[string]int{}}
+	if err := c.measure(ctx, arch); err != nil {
 		return nil, fmt.Errorf("find what covers %s: %w", d.Name(), err)
 	}
 	c.fill()
@@ -85,13 +86,15 @@ func MeasureCoverage(ctx context.Context, d *disk.Disk, chain []string) (*Covera
 }
 
 type coverage struct {
-	disk    *disk.Disk
-	images  map[string]*loadedImage // by path, in lower case
-	loader  string                  // "systemd-boot 257" when one is in front
-	gpt     *disk.GPT
-	regions []Region
-	verity  *VerityCoverage
-	problem string
+	disk   *disk.Disk
+	images map[string]*loadedImage // by path, in lower case
+	loader string                  // "systemd-boot 257" when one is in front
+
+	companions map[string]int // files that systemd-stub measures: PCRs by path, in lower case
+	gpt        *disk.GPT
+	regions    []Region
+	verity     *VerityCoverage
+	problem    string
 }
 
 // covered adds bytes that a PCR covers, inert ones that nothing covers and that
@@ -114,35 +117,39 @@ func (c *coverage) add(r Region) {
 	}
 }
 
-func (c *coverage) measure(ctx context.Context, chain []string) error {
-	if len(chain) == 0 {
-		return errors.New("the boot loads no image from the EFI system partition")
+func (c *coverage) measure(ctx context.Context, arch string) error {
+	chain, err := measure.FindBootChain(ctx, c.disk, arch)
+	if err != nil {
+		return err
 	}
-	var err error
 	if c.gpt, err = c.disk.GPT(); err != nil {
 		return err
 	}
 	c.partitionTable()
-	esp, err := c.gpt.ESP()
-	if err != nil {
-		return err
-	}
+	esp := chain.ESP
 	fat, err := disk.OpenFAT(io.NewSectionReader(c.disk, esp.Offset, esp.Size), esp.Size)
 	if err != nil {
 		return err
 	}
-	var uki *loadedImage
-	for _, name := range chain {
-		if uki, err = c.loadImage(fat, name); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+	var kernel *loadedImage // the unified kernel image
+	for _, f := range chain.Files {
+		image, err := c.loadImage(f.Path, f.File)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.Path, err)
 		}
+		if !f.Addon {
+			kernel = image
+		}
+	}
+	for _, companion := range chain.Companions {
+		c.companions[strings.ToLower(companion.Path)] = companion.PCR
 	}
 	if err := c.esp(fat, esp); err != nil {
 		return err
 	}
-	target, err := findVerityTarget(uki.image)
+	target, err := findVerityTarget(kernel.image, chain.CommandLine)
 	if err != nil {
-		return fmt.Errorf("%s: %w", chain[len(chain)-1], err)
+		return err
 	}
 	if target == nil {
 		return nil

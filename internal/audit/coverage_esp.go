@@ -24,11 +24,7 @@ type imagePart struct {
 }
 
 // loadImage reads which bytes of a PE image its Authenticode digest covers.
-func (c *coverage) loadImage(fat *disk.FAT, name string) (*loadedImage, error) {
-	file, err := fat.Open(name)
-	if err != nil {
-		return nil, err
-	}
+func (c *coverage) loadImage(name string, file *disk.File) (*loadedImage, error) {
 	image, err := efi.ParseImage(file, file.Size())
 	if err != nil {
 		return nil, err
@@ -128,17 +124,12 @@ func (c *coverage) espFile(at int64, a disk.FATArea) {
 		_, err := fmt.Sscanf(version, "%d", &n)
 		measuresConfiguration = err == nil && n >= 257
 	}
-	companion := strings.HasPrefix(lower, "loader/credentials/") || strings.HasPrefix(lower, "loader/addons/") ||
-		strings.HasPrefix(lower, "loader/extensions/") || strings.HasSuffix(path.Dir(lower), ".extra.d")
+	pcr, companion := c.companions[lower]
 	switch {
 	case strings.HasSuffix(lower, "random-seed"):
 		c.inert(at, a.Length, a.Path, "it seeds the kernel's random numbers: who knows it learns nothing, as other sources are mixed in")
-	case companion && strings.HasSuffix(lower, ".cred"):
-		c.covered(at, a.Length, a.Path, 12, "systemd-stub hands it to the system and measures it into PCR 12")
-	case companion && strings.HasSuffix(lower, ".raw") && !strings.HasSuffix(lower, ".confext.raw"):
-		c.covered(at, a.Length, a.Path, 13, "systemd-stub hands it to the system and measures it into PCR 13")
 	case companion:
-		c.steering(at, a.Length, a.Path, "systemd-stub may load it, and PCR 4 and 12 then show it")
+		c.covered(at, a.Length, a.Path, pcr, fmt.Sprintf("systemd-stub hands it to the system and measures it into PCR %d", pcr))
 	case lower == "loader/loader.conf" && measuresConfiguration:
 		c.covered(at, a.Length, a.Path, 5, "systemd-boot measures it into PCR 5")
 	case c.loader != "":

@@ -20,15 +20,20 @@ type verityTarget struct {
 	root    []byte
 	options []string
 	from    string // where it stands, for messages
+	pcr     int    // that covers it
 }
 
-// findVerityTarget reads the root hash from the kernel command line, or from
-// /etc/veritytab in the initrd. It is nil when there is none, or when it is not
-// used.
-func findVerityTarget(image *efi.Image) (*verityTarget, error) {
-	words, err := commandLine(image)
+// findVerityTarget reads the root hash from the command line that the kernel gets,
+// or from /etc/veritytab in the initrd of its image. It is nil when there is none,
+// or when it is not used.
+func findVerityTarget(image *efi.Image, kernelCommandLine string) (*verityTarget, error) {
+	own, err := commandLine(image)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the unified kernel image: %w", err)
+	}
+	words := own
+	if kernelCommandLine != "" {
+		words = commandLineWords(kernelCommandLine)
 	}
 	for _, name := range []string{"systemd.verity", "rd.systemd.verity"} {
 		if on, present := isOn(words, name); present && !on {
@@ -36,8 +41,12 @@ func findVerityTarget(image *efi.Image) (*verityTarget, error) {
 		}
 	}
 	if text, ok := option(words, "roothash"); ok {
+		pcr := 4
+		if inside, _ := option(own, "roothash"); inside != text {
+			pcr = 12 // an add-on or a boot entry brings it
+		}
 		options, _ := option(words, "systemd.verity_root_options")
-		return newVerityTarget(text, options, "roothash= on the kernel command line")
+		return newVerityTarget(text, options, "roothash= on the kernel command line", pcr)
 	}
 	section, ok := image.Section(".initrd")
 	if !ok || section.VirtualSize > maxInitrd {
@@ -66,7 +75,7 @@ func findVerityTarget(image *efi.Image) (*verityTarget, error) {
 		if len(fields) > 4 {
 			options += "," + fields[4]
 		}
-		if found, err = newVerityTarget(fields[3], options, "/etc/veritytab of the initrd"); err != nil {
+		if found, err = newVerityTarget(fields[3], options, "/etc/veritytab of the initrd", 4); err != nil {
 			return nil, err
 		}
 		if fields[0] == "root" {
@@ -76,12 +85,12 @@ func findVerityTarget(image *efi.Image) (*verityTarget, error) {
 	return found, nil
 }
 
-func newVerityTarget(root, options, from string) (*verityTarget, error) {
+func newVerityTarget(root, options, from string, pcr int) (*verityTarget, error) {
 	want, err := hex.DecodeString(root)
 	if err != nil || len(want) == 0 {
 		return nil, fmt.Errorf("%s is %.150q, which is no root hash in hex", from, root)
 	}
-	return &verityTarget{want, strings.Split(options, ","), from}, nil
+	return &verityTarget{want, strings.Split(options, ","), from, pcr}, nil
 }
 
 // option returns the last value of an option of verity.
@@ -206,14 +215,17 @@ func (c *coverage) tree(ctx context.Context, v *disk.Verity, target *verityTarge
 		c.steering(tree.Offset, tree.Length, nodes, why)
 		return nil
 	}
-	const why = "the root hash in the unified kernel image covers each block, and PCR 4 the image"
-	c.covered(blocks.Offset, blocks.Length, file, 4, why)
-	c.covered(tree.Offset, tree.Length, nodes, 4, why)
+	why := "the root hash in the unified kernel image covers each block, and PCR 4 the image"
+	if target.pcr == 12 {
+		why = "the root hash on the command line covers each block, and PCR 12 the command line"
+	}
+	c.covered(blocks.Offset, blocks.Length, file, target.pcr, why)
+	c.covered(tree.Offset, tree.Length, nodes, target.pcr, why)
 	for _, a := range v.Superblock() {
 		what := fmt.Sprintf("partition %d, verity superblock, %s", hash.Number, a.What)
 		switch a.Binding {
 		case disk.VerityBound:
-			c.covered(a.Offset, a.Length, what, 4, "with another value no tree leads to the root hash, which PCR 4 covers with the image")
+			c.covered(a.Offset, a.Length, what, target.pcr, fmt.Sprintf("with another value no tree leads to the root hash, which PCR %d covers", target.pcr))
 		case disk.VerityLoose:
 			c.steering(a.Offset, a.Length, what, "with another value the tree may still lead to the root hash: the device then ends elsewhere, and no block differs")
 		case disk.VerityUnused:

@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/org/attestable-image-action/internal/audit"
@@ -33,15 +32,8 @@ func inspectOpenings(ctx context.Context, path string, doc *measure.Document) (*
 	return findOpenings(ctx, d, doc)
 }
 
-// findOpenings looks at an open disk; doc names its boot chain, whose last file
-// is the unified kernel image.
+// findOpenings looks at an open disk.
 func findOpenings(ctx context.Context, d *disk.Disk, doc *measure.Document) (_ *openings, err error) {
-	var chain []string
-	for _, image := range doc.BootChain {
-		if !strings.Contains(image.Path, "#") {
-			chain = append(chain, image.Path)
-		}
-	}
 	// The one is bound by hashing on all processors, the other reads and decodes on
 	// one.
 	o := new(openings)
@@ -49,7 +41,7 @@ func findOpenings(ctx context.Context, d *disk.Disk, doc *measure.Document) (_ *
 	ctx, cancel := context.WithCancel(ctx)
 	var audited sync.WaitGroup
 	audited.Go(func() { o.report, failed = audit.Disk(ctx, d, audit.Options{SecureBoot: doc.SecureBoot.Enabled}) })
-	if o.coverage, err = audit.MeasureCoverage(ctx, d, chain); err != nil {
+	if o.coverage, err = audit.MeasureCoverage(ctx, d, doc.Architecture); err != nil {
 		cancel() // nobody will read the report
 	}
 	audited.Wait()
