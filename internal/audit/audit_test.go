@@ -38,6 +38,12 @@ func replace(old, new string) spoiler {
 }
 func initrdFileOf(name, content string) spoiler { return func(f *fixture) { f.initrd[name] = content } }
 func espFileOf(name, content string) spoiler    { return func(f *fixture) { f.esp[name] = content } }
+
+// addonWith is an add-on with a command line.
+func addonWith(commandLine string) string {
+	return string(testenv.PE(0x8664, testenv.PESection{Name: ".cmdline", Data: []byte(commandLine)}))
+}
+
 func part(name, content string) spoiler {
 	return func(f *fixture) { f.extra = append(f.extra, extraPartition{name, []byte(content)}) }
 }
@@ -153,6 +159,8 @@ var auditCases = []auditCase{
 
 	{"esp-credential", espFileOf("loader/credentials/a.cred", "x"), "partition 1, loader/credentials/a.cred", "", nil},
 	{"esp-addon", espFileOf("loader/addons/a.addon.efi", "x"), "partition 1, loader/addons/a.addon.efi", "", nil},
+	{"init-override", espFileOf("loader/addons/a.addon.efi", addonWith("quiet init=/bin/sh")), "partition 1, loader/addons/a.addon.efi#.cmdline", "init=/bin/sh", espFileOf("loader/addons/a.addon.efi", addonWith("quiet"))},
+	{"verity-ignores-corruption", espFileOf("EFI/BOOT/BOOTX64.EFI.extra.d/a.addon.efi", addonWith("systemd.verity_root_options=ignore-corruption")), "partition 1, EFI/BOOT/BOOTX64.EFI#.cmdline", "ignore-corruption", nil},
 	{"esp-nvpcr-anchor", espFileOf("loader/credentials/nvpcr-anchor.1234.cred", "x"), "partition 1, loader/credentials/nvpcr-anchor.1234.cred", "", espFileOf("loader/credentials/a.cred", "x")},
 	{"esp-random-seed", espFileOf("loader/random-seed", "x"), "partition 1, loader/random-seed", "", nil},
 	{"esp-boot-loader", espFileOf("loader/loader.conf", "timeout 0"), "partition 1, loader/loader.conf", "", nil},

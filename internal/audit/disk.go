@@ -41,6 +41,8 @@ type auditor struct {
 	options Options
 	report  *Report
 	gpt     *disk.GPT
+	kernels []foundUKI // in the order of the directory
+	addons  []addonWords
 	ukis    []*ukiAudit
 }
 
@@ -246,6 +248,9 @@ func (a *auditor) esp(esp *disk.Partition) error {
 		return a.ctx.Err()
 	})
 	a.report.Audited = append(a.report.Audited, Audited{Partition: esp.Number, Kind: "FAT", Files: files})
+	for _, k := range a.kernels {
+		a.uki(esp, k.name, k.image)
+	}
 	if len(a.ukis) == 0 {
 		a.add("uki-not-found", place{partition: esp.Number}, "none of its %d files is one", files)
 	}
@@ -263,6 +268,7 @@ func (a *auditor) espFile(esp *disk.Partition, name string, file *disk.File) {
 		a.add("esp-credential", at, "systemd-stub gives it to the system")
 	case strings.HasSuffix(lower, ".addon.efi"):
 		a.add("esp-addon", at, "systemd-stub or systemd-boot loads it")
+		a.addon(at, file)
 	case base == "random-seed":
 		a.add("esp-random-seed", at, "systemd-boot made or uses it")
 	case strings.HasSuffix(lower, ".efi"):
@@ -272,7 +278,7 @@ func (a *auditor) espFile(esp *disk.Partition, name string, file *disk.File) {
 			return
 		}
 		if _, ok := image.Section(".linux"); ok {
-			a.uki(esp, name, image)
+			a.kernels = append(a.kernels, foundUKI{name, image})
 			return
 		}
 		what := "an EFI program without a kernel"

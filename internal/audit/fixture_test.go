@@ -204,7 +204,7 @@ func (f *fixture) makeUKI() []byte {
 	}
 	sections := []testenv.PESection{
 		{Name: ".sdmagic", Data: []byte("#### LoaderInfo: systemd-stub 257.13-1 ####\x00")},
-		{Name: ".linux", Data: testenv.PE(0x8664)},
+		{Name: ".linux", Data: testenv.PE(0x8664, testenv.PESection{Name: ".text", Data: []byte{0xc3}})},
 		{Name: ".initrd", Data: initrd},
 	}
 	if !f.noCmdline {

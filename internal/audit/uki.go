@@ -61,10 +61,41 @@ func (a *auditor) uki(esp *disk.Partition, name string, image *efi.Image) {
 		a.commandLine(u.in(".cmdline"), u, words)
 		a.absent(u, words)
 	}
+	// An add-on's comes behind the image's own.
+	for _, add := range a.addons {
+		u.words = append(u.words, add.words...)
+		a.commandLine(add.at, u, add.words)
+	}
 	if !found {
 		a.add("command-line-not-in-uki", u.at, "it has no section .cmdline")
 	}
 	a.verityOptions(u)
+}
+
+// foundUKI is an image with a kernel on the EFI system partition.
+type foundUKI struct {
+	name  string
+	image *efi.Image
+}
+
+// addonWords are the command line of an add-on.
+type addonWords struct {
+	at    place
+	words []string
+}
+
+// addon reads the command line of an add-on.
+func (a *auditor) addon(at place, file *disk.File) {
+	image, err := efi.ParseImage(file, file.Size())
+	if err == nil {
+		var words []string
+		if words, err = commandLine(image); err == nil {
+			at.path += "#.cmdline"
+			a.addons = append(a.addons, addonWords{at, words})
+			return
+		}
+	}
+	a.add("file-not-read", at, "%v", err)
 }
 
 func sectionWords(image *efi.Image, section efi.Section) ([]string, error) {
