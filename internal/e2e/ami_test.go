@@ -481,7 +481,9 @@ func TestKilled(t *testing.T) {
 			select {
 			case <-reached:
 				_ = cmd.Process.Kill()
-				_ = <-ended // killed
+				if err := <-ended; err == nil {
+					t.Error("a killed process ended well")
+				}
 			case err := <-ended:
 				if err != nil {
 					t.Fatalf("%v\n%s", err, output)

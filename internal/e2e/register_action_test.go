@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -32,9 +33,7 @@ func TestRegisterAction(t *testing.T) {
 	register := func(inputs map[string]string) workflowResult {
 		t.Helper()
 		with := map[string]string{"artifact": a.reference, "trusted-root": stack.TrustedRoot, "cert-oidc-issuer": stack.Issuer.URL}
-		for name, value := range inputs {
-			with[name] = value
-		}
+		maps.Copy(with, inputs)
 		dir, run := checkout(t, registerWorkflow(with))
 		// What configure-aws-credentials leaves for the steps after it, and the
 		// stand-in's address.

@@ -201,7 +201,7 @@ type Prediction struct {
 	Companions []Companion
 	// CommandLine is what the kernel gets; empty when it cannot be told.
 	CommandLine string
-	values       [pcrCount][]byte
+	values      [pcrCount][]byte
 }
 
 // Value is the predicted value of one of the PCRs that were asked for.
