@@ -17,6 +17,8 @@ func commands(a *app) []*cobra.Command {
 		newKMSPolicyCommand(a),
 		newRegisterAMICommand(a),
 		newDeregisterAMICommand(a),
+		newAttestationDocumentCommand(a),
+		newServeCommand(a),
 		newStepSummaryCommand(a),
 	}
 }

@@ -104,11 +104,12 @@ func (a *app) kmsPolicy(ctx context.Context, f *kmsPolicyFlags, v *verifyFlags, 
 	}
 	var generations []kmspolicy.Generation
 	for _, arg := range args {
-		read := a.attestedGeneration
+		var g kmspolicy.Generation
 		if isFile(arg) {
-			read = a.unattestedGeneration
+			g, err = a.unattestedGeneration(arg)
+		} else {
+			g, err = a.attestedGeneration(ctx, v, arg, "no policy is printed: ")
 		}
-		g, err := read(ctx, v, arg)
 		if err != nil {
 			return err
 		}
@@ -242,8 +243,9 @@ func checkVerifies(v *verifyFlags, args []string) error {
 	return nil
 }
 
-// attestedGeneration verifies an artifact and takes its measurements.
-func (a *app) attestedGeneration(ctx context.Context, v *verifyFlags, reference string) (kmspolicy.Generation, error) {
+// attestedGeneration verifies an artifact and takes its measurements. When it does
+// not verify, the sentence that says so begins with consequence.
+func (a *app) attestedGeneration(ctx context.Context, v *verifyFlags, reference, consequence string) (kmspolicy.Generation, error) {
 	var g kmspolicy.Generation
 	if _, err := artifact.ParseReference(reference); err != nil {
 		if _, missing := os.Stat(reference); missing == nil {
@@ -264,7 +266,7 @@ func (a *app) attestedGeneration(ctx context.Context, v *verifyFlags, reference 
 	}
 	if failed, bad := verdict.Failed(); bad {
 		fmt.Fprint(a.stderr, verdictTable(image.Reference, verdict, a.width()))
-		sentence := fmt.Sprintf("no policy is printed: %s does not verify: %s: expected %s, found %s", image.Reference, failed.Name, printable(failed.Expected), printable(failed.Found))
+		sentence := consequence + fmt.Sprintf("%s does not verify: %s: expected %s, found %s", image.Reference, failed.Name, printable(failed.Expected), printable(failed.Found))
 		fmt.Fprintf(a.stderr, "Error: %s\n", sentence)
 		gha.Error(a.stderr, "attestable-image", sentence)
 		return g, errDoesNotVerify
@@ -280,7 +282,7 @@ func (a *app) attestedGeneration(ctx context.Context, v *verifyFlags, reference 
 }
 
 // unattestedGeneration reads a measurements document from a file.
-func (a *app) unattestedGeneration(_ context.Context, _ *verifyFlags, path string) (kmspolicy.Generation, error) {
+func (a *app) unattestedGeneration(path string) (kmspolicy.Generation, error) {
 	g := kmspolicy.Generation{Name: path}
 	content, err := readBounded(path, maxMeasurements)
 	if err != nil {
@@ -289,7 +291,7 @@ func (a *app) unattestedGeneration(_ context.Context, _ *verifyFlags, path strin
 	if g.Document, err = measure.ParseDocument(content); err != nil {
 		return g, fmt.Errorf("%s: %w", path, err)
 	}
-	fmt.Fprintf(a.stderr, "note: nothing vouches for %s: the policy is as good as where the file comes from\n", printable(path))
+	fmt.Fprintf(a.stderr, "note: nothing vouches for %s: the result is as good as where the file comes from\n", printable(path))
 	return g, nil
 }
 

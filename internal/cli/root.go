@@ -13,9 +13,11 @@ import (
 	"os"
 	"strings"
 
+	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/spf13/cobra"
 
 	"github.com/org/attestable-image-action/internal/gha"
+	"github.com/org/attestable-image-action/internal/nitrotpm"
 )
 
 // Exit statuses of every command.
@@ -31,6 +33,8 @@ type app struct {
 	stderr    io.Writer
 	templates fs.FS // rooted at kiwi-templates
 	quiet     bool
+	// openTPM opens the TPM of this machine, or the device of a given path.
+	openTPM func(ctx context.Context, device string) (transport.TPMCloser, error)
 }
 
 // usageError marks an error that the command line caused: exit status 2.
@@ -60,6 +64,9 @@ func Main(ctx context.Context, args []string, templates fs.FS) int {
 }
 
 func run(ctx context.Context, a *app, args []string) int {
+	if a.openTPM == nil {
+		a.openTPM = nitrotpm.Open
+	}
 	root := newRootCommand(a)
 	root.SetArgs(args)
 	root.SetOut(a.stdout)

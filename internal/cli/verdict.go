@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/term"
 
-	"github.com/org/attestable-image-action/internal/artifact"
 	"github.com/org/attestable-image-action/internal/attest"
 	"github.com/org/attestable-image-action/internal/gha"
 )
@@ -37,7 +36,7 @@ func (a *app) width() int {
 // verdictTable prints the checks one below the other: what holds on a line of
 // its own where it fits, what does not with what was expected and what was
 // found. Values may be digests of 96 digits: there are no columns beside them.
-func verdictTable(ref artifact.Reference, verdict *attest.Verdict, width int) string {
+func verdictTable(subject fmt.Stringer, verdict *attest.Verdict, width int) string {
 	var out strings.Builder
 	longest := 0
 	for _, c := range verdict.Checks {
@@ -86,7 +85,7 @@ func verdictTable(ref artifact.Reference, verdict *attest.Verdict, width int) st
 		conclusion = "NOT verified"
 	}
 	fmt.Fprintf(&out, "\n%s: %d of %d checks hold\n", conclusion, holds, len(verdict.Checks))
-	wrapped(&out, "", ref.String(), width)
+	wrapped(&out, "", subject.String(), width)
 	return out.String()
 }
 

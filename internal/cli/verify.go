@@ -27,16 +27,16 @@ import (
 func newVerifyCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify",
-		Short: "Verify an artifact and what is attested of it",
+		Short: "Verify an artifact and what is attested of it, or a running instance",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("there is nothing called %q to verify: write verify artifact REF", args[0])
+				return usagef("there is nothing called %q to verify: write verify artifact REF or verify instance URL", args[0])
 			}
-			return usagef("say what to verify: verify artifact REF")
+			return usagef("say what to verify: verify artifact REF, or verify instance URL")
 		},
 		RunE: func(*cobra.Command, []string) error { return nil },
 	}
-	cmd.AddCommand(newVerifyArtifactCommand(a))
+	cmd.AddCommand(newVerifyArtifactCommand(a), newVerifyInstanceCommand(a))
 	return cmd
 }
 
