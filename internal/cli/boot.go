@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,7 +22,9 @@ func newBootCommand(a *app) *cobra.Command {
 	var until, serialLog, format, accel string
 	var limit time.Duration
 	var memory int
-	var console bool
+	var console, nitroTPM bool
+	var rootFile string
+	var forwards []string
 	cmd := &cobra.Command{
 		Use:   "boot DISK",
 		Short: "Boot a disk under QEMU and compare every event and PCR with the prediction",
@@ -29,8 +33,16 @@ and set what was recorded beside what is predicted, event by event. The disk is
 never written to, and nothing inside it has to help: the TPM itself is read.
 
 The PCRs are compared at the hand-over from firmware to kernel. Without --until
-the boot ends there; with it, when that text has appeared on the serial line.`,
+the boot ends there; with it, when that text has appeared on the serial line.
+
+With --forward the guest has a network, on which it is reached at these ports and
+reaches nobody, and runs until the command is interrupted (Ctrl-C). With --nitrotpm
+its TPM answers for
+attestation documents as a NitroTPM does. Whatever is signed then says that it is
+emulated, and chains to a root that is made for this boot and written to
+--nitrotpm-root, for verify instance --root.`,
 		Example: `  attestable-image boot image.raw
+  attestable-image boot image.raw --nitrotpm --nitrotpm-root root.pem --forward 8443
   attestable-image boot image.raw --until "ready" --serial-log serial.log
   attestable-image boot --PK PK.esl --KEK KEK.esl --db db.esl image.raw`,
 		Args: oneArg("the raw disk to boot"),
@@ -40,6 +52,13 @@ the boot ends there; with it, when that text has appeared on the serial line.`,
 			}
 			if accel != vm.TCG && accel != vm.KVM {
 				return usagef("--accel: there is no accelerator %q: give %s or %s", accel, vm.TCG, vm.KVM)
+			}
+			if nitroTPM != (rootFile != "") {
+				return usagef("--nitrotpm and --nitrotpm-root belong together: without its root nobody believes an emulated NitroTPM")
+			}
+			forwarded, err := parseForwards(forwards)
+			if err != nil {
+				return err
 			}
 			o, err := predict.options()
 			if err != nil {
@@ -57,6 +76,17 @@ the boot ends there; with it, when that text has appeared on the serial line.`,
 			boot := vm.Options{
 				Disk: args[0], Arch: p.Architecture, Accel: accel, Memory: memory,
 				SecureBoot: o.SecureBoot, TimeLimit: limit, SerialLog: serialLog,
+				Forwards: forwarded, UntilDone: len(forwarded) > 0 && until == "",
+			}
+			if nitroTPM {
+				emulated, err := vm.EmulateNitroTPM()
+				if err != nil {
+					return err
+				}
+				if err := os.WriteFile(rootFile, emulated.RootPEM(), 0o644); err != nil { //nolint:gosec // a certificate is no secret
+					return fmt.Errorf("write the root of the emulated NitroTPM: %w", err)
+				}
+				boot.Layers = append(boot.Layers, emulated.Layer)
 			}
 			if until != "" {
 				boot.Until = func(line string) bool { return strings.Contains(line, until) }
@@ -66,6 +96,12 @@ the boot ends there; with it, when that text has appeared on the serial line.`,
 			}
 			if !a.quiet {
 				fmt.Fprintf(a.stderr, "booting %s under QEMU (%s, at most %s)\n", args[0], accel, limit)
+				for _, f := range forwarded {
+					fmt.Fprintf(a.stderr, "127.0.0.1:%d leads to port %d of the guest\n", f.Host, f.Guest)
+				}
+				if boot.UntilDone {
+					fmt.Fprintln(a.stderr, "the guest runs until it powers off or this command is interrupted")
+				}
 			}
 			result, err := vm.Boot(cmd.Context(), boot)
 			if err != nil {
@@ -85,8 +121,29 @@ the boot ends there; with it, when that text has appeared on the serial line.`,
 	flags.StringVar(&accel, "accel", vm.TCG, "QEMU's accelerator: tcg or kvm")
 	flags.IntVar(&memory, "memory", 1024, "the machine's memory in `MIB`")
 	flags.BoolVar(&console, "console", false, "show the serial line on standard error")
+	flags.StringArrayVar(&forwards, "forward", nil, "lead `PORT` of 127.0.0.1 to the same port of the guest, HOST:GUEST to another")
+	flags.BoolVar(&nitroTPM, "nitrotpm", false, "emulate a NitroTPM; needs --nitrotpm-root")
+	flags.StringVar(&rootFile, "nitrotpm-root", "", "`FILE` for the root certificate of the emulated NitroTPM")
 	flags.StringVar(&format, "format", "table", "table for people, or json for programs")
 	return cmd
+}
+
+// parseForwards reads PORT and HOST:GUEST.
+func parseForwards(values []string) ([]vm.Forward, error) {
+	var forwards []vm.Forward
+	for _, value := range values {
+		host, guest, two := strings.Cut(value, ":")
+		if !two {
+			guest = host
+		}
+		h, err := strconv.ParseUint(host, 10, 16)
+		g, wrong := strconv.ParseUint(guest, 10, 16)
+		if err != nil || wrong != nil || h == 0 || g == 0 {
+			return nil, usagef("--forward: %q is neither a port nor two as 8443:443", value)
+		}
+		forwards = append(forwards, vm.Forward{Host: uint16(h), Guest: uint16(g)})
+	}
+	return forwards, nil
 }
 
 // oneArg demands exactly one argument, and says which.

@@ -50,6 +50,9 @@ func TestMeasureCommandLine(t *testing.T) {
 		{"no such command", []string{"mesure"}, 2, `unknown command "mesure": did you mean measure?`},
 		{"boot without a disk", []string{"boot"}, 2, "give the raw disk to boot"},
 		{"boot two", []string{"boot", "a", "b"}, 2, `"b" is one argument too many`},
+		{"NitroTPM without its root", []string{"boot", "--nitrotpm", "a"}, 2, "--nitrotpm and --nitrotpm-root belong together"},
+		{"root without NitroTPM", []string{"boot", "--nitrotpm-root", "b", "a"}, 2, "--nitrotpm and --nitrotpm-root belong together"},
+		{"forward no port", []string{"boot", "--forward", "0:443", "a"}, 2, `"0:443" is neither a port nor two`},
 		{"no such accelerator", []string{"boot", "--accel", "hvf", "a"}, 2, `there is no accelerator "hvf"`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -143,7 +143,7 @@ func (s *Stack) Env(run Run) []string {
 // without a certificate transparency log.
 func (s *Stack) startFulcio(h Host, organization string) (root.FulcioCertificateAuthority, error) {
 	var none root.FulcioCertificateAuthority
-	path, err := program("fulcio")
+	path, err := Program("fulcio")
 	if err != nil {
 		return none, err
 	}
@@ -212,7 +212,7 @@ func (s *Stack) startFulcio(h Host, organization string) (root.FulcioCertificate
 // policy refuses the namespace, a lock lets one server after the other run.
 func (s *Stack) startTimestampAuthority(h Host) (root.SigstoreTimestampingAuthority, error) {
 	var none root.SigstoreTimestampingAuthority
-	path, err := program("timestamp-server")
+	path, err := Program("timestamp-server")
 	if err != nil {
 		return none, err
 	}
@@ -303,7 +303,7 @@ func lockMetricsPort(h Host) error {
 
 // startRekor starts Rekor v2 on a directory.
 func (s *Stack) startRekor(h Host) (*root.TransparencyLog, error) {
-	path, err := program("rekor-server-posix")
+	path, err := Program("rekor-server-posix")
 	if err != nil {
 		return nil, err
 	}

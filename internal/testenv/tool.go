@@ -13,7 +13,7 @@ import (
 // is skipped by name, or fails with ATTESTABLE_IMAGE_REQUIRE=1.
 func Tool(t testing.TB, name string) string {
 	t.Helper()
-	path, err := program(name)
+	path, err := Program(name)
 	if err != nil {
 		Missing(t, err)
 	}
@@ -31,8 +31,9 @@ func Missing(t testing.TB, reason any) {
 	t.Skip(reason)
 }
 
-// program returns the path of a program, the pinned one first.
-func program(name string) (string, error) {
+// Program returns the path of a program, the pinned one first. Tests use Tool, which
+// says what happens where it is missing.
+func Program(name string) (string, error) {
 	cache := os.Getenv("ATTESTABLE_IMAGE_CACHE")
 	if cache == "" {
 		dir, err := os.UserCacheDir()

@@ -50,9 +50,18 @@ type Options struct {
 	SerialLog string
 	// Console also receives the serial line, when not nil.
 	Console io.Writer
+	// UntilDone lets the guest run until ctx is done, which then is no error. The
+	// time limit is for the hand-over only.
+	UntilDone bool
+	// Forwards are ports of the loopback interface that lead to the guest. Without
+	// any the guest has no network; with one it has an address and reaches nobody.
+	Forwards []Forward
 	// Layers stand between the guest and its TPM; the first is next to the TPM.
 	Layers []Layer
 }
+
+// Forward leads a TCP port of 127.0.0.1 to one of the guest.
+type Forward struct{ Host, Guest uint16 }
 
 // Result is what a boot recorded.
 type Result struct {
@@ -360,7 +369,9 @@ func (m *machine) wait(ctx context.Context) error {
 		case <-handedOver:
 			handedOver = nil
 			m.completeLog()
-			if m.o.Until == nil && !m.o.UntilPowerOff {
+			if m.o.UntilDone {
+				limit.Stop()
+			} else if m.o.Until == nil && !m.o.UntilPowerOff {
 				return nil
 			}
 		case <-m.serial.found:
@@ -393,6 +404,9 @@ func (m *machine) wait(ctx context.Context) error {
 			}
 			return fmt.Errorf("boot %s: %w: after %s %s", m.o.Disk, ErrTimeLimit, m.o.TimeLimit, what)
 		case <-ctx.Done():
+			if m.o.UntilDone && handedOver == nil {
+				return nil
+			}
 			return ctx.Err()
 		}
 	}

@@ -13,8 +13,11 @@
 // and its firmware variables are files without a name, writes to the disk go to
 // a temporary overlay, and QEMU and swtpm die with this process.
 //
+// NitroTPM, put between guest and TPM, answers for attestation documents as EC2
+// does, with documents that say that they are emulated.
+//
 // It is not a general virtual machine manager: one disk, one serial line, no
-// network, no display.
+// display, and of a network only ports that are forwarded.
 //
 // Specifications: TCG PC Client Platform Firmware Profile 1.06 (event log,
 // sections 3 and 10), TPM 2.0 Library part 3 (commands), QEMU's and swtpm's TPM

@@ -80,7 +80,7 @@ func arguments(o *Options, disk, cpu string) []string {
 		"-accel", acceleration, "-cpu", cpu,
 		"-smp", strconv.Itoa(o.CPUs), "-m", strconv.Itoa(o.Memory),
 		"-object", fmt.Sprintf("memory-backend-file,id=memory,size=%dM,mem-path=/proc/self/fd/%d,share=on", o.Memory, memoryFD),
-		"-display", "none", "-monitor", "none", "-serial", "stdio", "-nic", "none",
+		"-display", "none", "-monitor", "none", "-serial", "stdio",
 		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + escape(o.Firmware.Code),
 		"-drive", fmt.Sprintf("if=pflash,format=raw,unit=1,file=/proc/self/fd/%d", varsFD),
 		"-chardev", fmt.Sprintf("socket,id=tpm,fd=%d", tpmFD),
@@ -91,6 +91,16 @@ func arguments(o *Options, disk, cpu string) []string {
 		// which leaves two more events in PCR 4.
 		"-device", "virtio-blk-pci,drive=disk,bootindex=0",
 		"-device", "virtio-rng-pci",
+	}
+	if len(o.Forwards) == 0 {
+		args = append(args, "-nic", "none")
+	} else {
+		var forwards strings.Builder
+		for _, f := range o.Forwards {
+			fmt.Fprintf(&forwards, ",hostfwd=tcp:127.0.0.1:%d-:%d", f.Host, f.Guest)
+		}
+		// The guest reaches nobody. Without its ROM the firmware has nothing to boot from the network with.
+		args = append(args, "-netdev", "user,id=net,restrict=on"+forwards.String(), "-device", "virtio-net-pci,netdev=net,romfile=")
 	}
 	if o.Firmware.SMM {
 		args = append(args, "-global", "driver=cfi.pflash01,property=secure,value=on")
