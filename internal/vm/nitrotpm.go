@@ -1,15 +1,12 @@
 package vm
 
 import (
-	"bytes"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/pem"
 	"fmt"
-	"math/big"
 	"slices"
 	"time"
 
@@ -37,8 +34,8 @@ const ccNSMRequest = 0x20000001
 // anew each time: who is to believe it has to be given that root.
 type NitroTPM struct {
 	issuer   *issuer
-	ek       *rsa.PrivateKey // shown in the place of swtpm's
-	ekReal   []byte          // the modulus of swtpm's
+	ek       *rsa.PrivateKey  // shown in the place of swtpm's
+	real     *tpm2.TPMTPublic // swtpm's, once it was created
 	next     transport.TPM
 	sessions map[uint32]*emulatedSession
 	indices  map[uint32]*index
@@ -83,12 +80,12 @@ func (n *NitroTPM) Send(cmd []byte) ([]byte, error) {
 	switch code := binary.BigEndian.Uint32(cmd[6:]); code {
 	case uint32(tpm2.TPMCCStartAuthSession):
 		return n.startAuthSession(cmd)
-	case uint32(tpm2.TPMCCCreatePrimary), uint32(tpm2.TPMCCReadPublic):
-		response, err := n.pass(cmd)
-		if err != nil {
-			return nil, err
-		}
-		return n.showKey(cmd, response), nil
+	case uint32(tpm2.TPMCCCreatePrimary):
+		return n.createPrimary(cmd)
+	case uint32(tpm2.TPMCCReadPublic):
+		return n.readPublic(cmd)
+	case uint32(tpm2.TPMCCEvictControl):
+		return n.pass(n.renamed(cmd, 2))
 	case uint32(tpm2.TPMCCGetCapability):
 		return n.getCapability(cmd)
 	case ccStartup:
@@ -185,11 +182,10 @@ func (n *NitroTPM) startAuthSession(cmd []byte) ([]byte, error) {
 	}
 	var salt []byte
 	if len(encrypted) > 0 {
-		if salt, err = unsalt(n.ek, encrypted); err != nil || n.ekReal == nil {
+		if salt, err = unsalt(n.ek, encrypted); err != nil || n.real == nil {
 			return n.pass(cmd) // salted to another key
 		}
-		real := &rsa.PublicKey{N: new(big.Int).SetBytes(n.ekReal), E: rsaExponent}
-		if encrypted, err = rsa.EncryptOAEP(sha256.New(), rand.Reader, real, salt, []byte("SECRET\x00")); err != nil {
+		if encrypted, err = n.resalt(salt); err != nil {
 			return errorResponse(tpm2.TPMRCFailure), nil
 		}
 		rest := cursor{b: p.parameters}
@@ -314,73 +310,4 @@ func readNSMRequest(data []byte) (nsmRequest, bool) {
 	}
 	r, ok := request["Attestation"]
 	return r, ok && len(request) == 1
-}
-
-// rsaExponent is the default one of TPMS_RSA_PARMS.
-const rsaExponent = 65537
-
-// showKey shows the guest the emulator's endorsement key in the place of swtpm's,
-// in responses of TPM2_CreatePrimary and TPM2_ReadPublic. A response that is
-// authorized with an HMAC stays as it is.
-func (n *NitroTPM) showKey(cmd, response []byte) []byte {
-	if len(response) < headerSize || responseCode(response) != 0 {
-		return response
-	}
-	c := cursor{b: response[headerSize:]}
-	creates := binary.BigEndian.Uint32(cmd[6:]) == uint32(tpm2.TPMCCCreatePrimary)
-	var head []byte
-	var parameters cursor
-	if creates {
-		if p, err := parseCommand(cmd, 1); err != nil || p.handles[0] != uint32(tpm2.TPMRHEndorsement) || len(p.authorizations) != 1 || p.authorizations[0].handle != uint32(tpm2.TPMRSPW) {
-			return response
-		}
-		head = slices.Clone(c.bytes(4))
-		parameters = cursor{b: c.bytes(int(min(c.u32(), maxMessage)))}
-	} else {
-		if binary.BigEndian.Uint16(response) != tagNoSessions {
-			return response
-		}
-		parameters = c
-	}
-	area := parameters.sized()
-	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](area)
-	if err != nil || parameters.err != nil || public.Type != tpm2.TPMAlgRSA || !public.ObjectAttributes.Restricted || !public.ObjectAttributes.Decrypt {
-		return response
-	}
-	unique, err := public.Unique.RSA()
-	if err != nil || len(unique.Buffer) != n.ek.Size() {
-		return response
-	}
-	if creates {
-		n.ekReal = slices.Clone(unique.Buffer)
-	} else if !bytes.Equal(unique.Buffer, n.ekReal) {
-		return response
-	}
-	public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: n.ek.N.FillBytes(make([]byte, n.ek.Size()))})
-	area = tpm2.Marshal(*public)
-	d, err := digest(public.NameAlg, area)
-	if err != nil {
-		return response
-	}
-	algorithm := binary.BigEndian.AppendUint16(nil, uint16(public.NameAlg))
-	name := slices.Concat(algorithm, d)
-	out := sized(area)
-	if creates {
-		// creationData, creationHash and creationTicket, which say nothing of the
-		// public area, then the name.
-		rest := cursor{b: parameters.b}
-		for range 2 {
-			out = append(out, sized(rest.sized())...)
-		}
-		out = append(out, rest.bytes(2+4)...)
-		out = append(out, sized(rest.sized())...)
-		out = append(out, sized(name)...)
-		head = binary.BigEndian.AppendUint32(head, uint32(len(out)))
-		return command(tagSessions, 0, slices.Concat(head, out, c.b))
-	}
-	d, err = digest(public.NameAlg, binary.BigEndian.AppendUint32(nil, uint32(tpm2.TPMRHEndorsement)), name)
-	if err != nil {
-		return response
-	}
-	return command(tagNoSessions, 0, slices.Concat(out, sized(name), sized(slices.Concat(algorithm, d))))
 }
