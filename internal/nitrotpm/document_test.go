@@ -185,8 +185,9 @@ func TestParseRoot(t *testing.T) {
 	}
 }
 
-// FuzzParse also verifies what can be read: nothing that was found by chance may
-// be believed. The seeds are in testdata; -update writes them anew.
+// FuzzParse holds that whatever is read is within its bounds, and that nothing
+// which was found by chance is believed. The seeds are in testdata; -update writes
+// them anew.
 func FuzzParse(f *testing.F) {
 	seeds, err := filepath.Glob("testdata/*.cbor")
 	if err != nil || len(seeds) == 0 {
@@ -204,6 +205,19 @@ func FuzzParse(f *testing.F) {
 		d, err := nitrotpm.Parse(b)
 		if err != nil {
 			return
+		}
+		if len(b) > nitrotpm.MaxDocument || d.Certificate == nil || len(d.CABundle) == 0 || d.Digest != "SHA384" {
+			t.Errorf("read %d bytes as %+v", len(b), d)
+		}
+		for n, value := range d.PCRs {
+			if n < 0 || n >= nitrotpm.PCRCount || len(value) != nitrotpm.PCRSize {
+				t.Errorf("PCR %d has %d bytes", n, len(value))
+			}
+		}
+		for _, value := range [][]byte{d.Nonce, d.UserData, d.PublicKey, d.Certificate.Raw} {
+			if len(value) > nitrotpm.MaxField {
+				t.Errorf("a field has %d bytes", len(value))
+			}
 		}
 		verdict, err := policy.Verify(d)
 		if err != nil {

@@ -423,3 +423,17 @@ func FuzzNitroTPM(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkGet measures one document: the protocol, swtpm and the emulator.
+func BenchmarkGet(b *testing.B) {
+	n, err := EmulateNitroTPM()
+	if err != nil {
+		b.Fatal(err)
+	}
+	tpm := n.Layer(testenv.SoftwareTPM(b))
+	for b.Loop() {
+		if _, err := nitrotpm.Get(tpm, nitrotpm.Request{Nonce: []byte("n")}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
