@@ -85,7 +85,7 @@ for kind in erofs ext4 squashfs; do
   rm -f "$out/root"
   case $kind in
     erofs) mkfs.erofs --quiet "$out/root" "$out/tree" > /dev/null ;;
-    ext4) mke2fs -q -t ext4 -N $((files + 10000)) -d "$out/tree" "$out/root" 8G ;;
+    ext4) truncate -s 8G "$out/root" && mke2fs -q -t ext4 -N $((files + 10000)) -d "$out/tree" "$out/root" ;;
     squashfs) mksquashfs "$out/tree" "$out/root" -quiet -no-progress > /dev/null && truncate -s %4096 "$out/root" ;;
   esac
   bootable "$out/root" "$out/root.disk"
