@@ -12,9 +12,12 @@ import (
 const (
 	maxInFlight   = 64
 	firstInFlight = 8
-	// maxRate is the quota of PutSnapshotBlock, a second, of a snapshot and of
-	// an account.
-	maxRate = 1000
+	// firstRate is the quota of PutSnapshotBlock, a second, of a snapshot and of
+	// an account, unless AWS raised the account's: who is at it for a second
+	// without a refusal tries a quarter more, and falls back to it for calm at
+	// the next refusal.
+	firstRate = 1000
+	calm      = 30 * time.Second
 )
 
 // pacer decides how many blocks are on their way at once: more by one for each
@@ -33,10 +36,12 @@ type pacer struct {
 	waiting  []chan struct{}
 	cut      time.Time     // of the window, last
 	typical  time.Duration // that a block takes; 0 before the first
+	since    time.Time     // when this second of putting began
+	puts     int           // that went well in it
 }
 
 func newPacer() *pacer {
-	return &pacer{limiter: rate.NewLimiter(maxRate, maxInFlight), window: firstInFlight}
+	return &pacer{limiter: rate.NewLimiter(firstRate, maxInFlight), window: firstInFlight}
 }
 
 // enter waits until a block may go on its way. leave must follow.
@@ -102,13 +107,28 @@ func (p *pacer) observe(what kind, err error, took time.Duration) {
 		}
 		p.window = min(p.window, maxInFlight)
 		p.wake()
+		p.tryMore(time.Now())
 	case what == throttled:
 		// One refusal cuts; those of the same round say nothing new.
 		if now := time.Now(); now.Sub(p.cut) > max(2*p.typical, 50*time.Millisecond) {
 			p.window, p.cut = max(p.window/2, 1), now
 		}
 		p.slow = true
+		p.limiter.SetLimit(firstRate)
 	}
+}
+
+// tryMore raises the rate when the last second was at it, and AWS refused nothing
+// for a while.
+func (p *pacer) tryMore(now time.Time) {
+	p.puts++
+	if now.Sub(p.since) < time.Second {
+		return
+	}
+	if limit := p.limiter.Limit(); float64(p.puts) >= 0.9*float64(limit) && now.Sub(p.cut) > calm {
+		p.limiter.SetLimit(limit * 5 / 4)
+	}
+	p.since, p.puts = now, 0
 }
 
 // patienceFor is how long a block may take before it counts as stuck: ten times

@@ -58,6 +58,35 @@ func TestPacer(t *testing.T) {
 	}
 }
 
+// TestPacerRate holds how many a second are admitted.
+func TestPacerRate(t *testing.T) {
+	p := newPacer()
+	now := time.Now()
+	second := func(puts int) float64 {
+		p.since, p.puts = now, puts
+		now = now.Add(time.Second)
+		p.tryMore(now)
+		return float64(p.limiter.Limit())
+	}
+	for n, step := range []struct {
+		puts int
+		want float64
+	}{{100, 1000}, {999, 1250}, {999, 1250}, {1200, 1562.5}} {
+		if got := second(step.puts); got != step.want {
+			t.Errorf("second %d: %.1f, want %.1f", n, got, step.want)
+		}
+	}
+	p.observe(throttled, errors.New("refused"), time.Millisecond)
+	now = time.Now()
+	if got := second(999); got != firstRate {
+		t.Errorf("after a refusal %.1f", got)
+	}
+	now = now.Add(calm)
+	if got := second(999); got != 1250 {
+		t.Errorf("when it is calm again %.1f", got)
+	}
+}
+
 // TestPacerAdmits counts who is on the way at once.
 func TestPacerAdmits(t *testing.T) {
 	p := newPacer()

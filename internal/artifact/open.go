@@ -87,8 +87,10 @@ func (a *Artifact) Disk(ctx context.Context) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("read disk of %s: %w", a.Reference, err)
 	}
 	d := &diskReader{artifact: a, cancel: cancel, source: source, verified: newVerifier(source, a.DiskLayer)}
+	// The checksums of the frames say no more than the digest of the layer, and
+	// cost a tenth of the time.
 	decoder, err := zstd.NewReader(d.verified, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow),
-		zstd.WithDecoderLowmem(true), zstd.WithDecodeBuffersBelow(0))
+		zstd.WithDecoderLowmem(true), zstd.WithDecodeBuffersBelow(0), zstd.IgnoreChecksum(true))
 	if err != nil {
 		cancel()
 		return nil, errors.Join(fmt.Errorf("read disk of %s: %w", a.Reference, err), source.Close())
