@@ -40,7 +40,7 @@ const (
 	headerTime    = 5 * time.Second  // to send the header
 	bodyTime      = 10 * time.Second // to send all
 	answerTime    = 60 * time.Second // for all, from the header on
-	idleTime      = 30 * time.Second // between two requests
+	idleTime      = 5 * time.Second  // between two requests: who waits holds a connection
 	tpmTime       = 30 * time.Second // to wait for the TPM, and for what stands before in the queue
 	shutdownTime  = 15 * time.Second // for requests under way when the service ends
 	minNonce      = 16               // bytes: less could be guessed, or come twice

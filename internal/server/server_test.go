@@ -106,8 +106,8 @@ var nonce = []byte("0123456789abcdef0123456789abcdef")
 
 func TestServe(t *testing.T) {
 	n, open := nitro(t)
-	var log bytes.Buffer
-	url, s := start(t, Config{OpenTPM: open, Measurements: []byte(`{"a": 1}`), Log: slog.New(slog.NewJSONHandler(&log, nil))})
+	log := new(records)
+	url, s := start(t, Config{OpenTPM: open, Measurements: []byte(`{"a": 1}`), Log: slog.New(slog.NewJSONHandler(log, nil))})
 	document, key, err := Fetch(t.Context(), url, nonce)
 	if err != nil {
 		t.Fatal(err)
@@ -143,9 +143,31 @@ func TestServe(t *testing.T) {
 	if d, err = nitrotpm.Parse([]byte(answer)); err != nil || status != 200 || string(d.UserData) != "data" || header.Get("Cache-Control") != "no-store" {
 		t.Errorf("status %d, %v", status, err)
 	}
-	if !strings.Contains(log.String(), `"request":"POST /v1/attestation"`) || strings.Contains(log.String(), "ZGF0YQ") {
+	// A record is written when its request was answered.
+	for strings.Count(log.String(), "\n") < 4 {
+		runtime.Gosched()
+	}
+	if strings.Count(log.String(), `"request":"POST /v1/attestation"`) != 2 || strings.Contains(log.String(), "ZGF0YQ") {
 		t.Errorf("log %s", log.String())
 	}
+}
+
+// records is a log that may be read while it is written.
+type records struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (r *records) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.b.Write(p)
+}
+
+func (r *records) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.b.String()
 }
 
 func TestRefuses(t *testing.T) {
@@ -449,9 +471,11 @@ func TestFetchRefuses(t *testing.T) {
 		handler http.HandlerFunc
 		reason  string
 	}{
-		"endless":   {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 1<<20)) }, "more than 16384 bytes"},
-		"elsewhere": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://example.com", http.StatusTemporaryRedirect) }, "redirects"},
-		"hostile":   {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "{\"error\": \"\x1b[2J\"}", 500) }, `500 Internal Server Error: ""`},
+		"endless": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 1<<20)) }, "more than 16384 bytes"},
+		"elsewhere": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://example.com", http.StatusTemporaryRedirect)
+		}, "redirects"},
+		"hostile": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "{\"error\": \"\x1b[2J\"}", 500) }, `500 Internal Server Error: ""`},
 	} {
 		server := httptest.NewTLSServer(tc.handler)
 		defer server.Close()
