@@ -18,7 +18,7 @@ import (
 // and the run is dead: EBS gave the snapshot up; the process was one of this
 // machine and is gone; or, of the same artifact, the run left no sign of life
 // for the lease, as seen from here, whatever the clocks say. See
-// docs/decisions/0021.
+// docs/decisions/0012.
 func (w *work) clear(ctx context.Context, r *region, wait bool) (*Placed, error) {
 	candidates, err := w.unfinished(ctx, r)
 	if err != nil {
