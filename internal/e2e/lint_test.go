@@ -55,7 +55,10 @@ func TestScripts(t *testing.T) {
 	if len(scripts) == 0 {
 		t.Fatal("no script found")
 	}
-	out, err := exec.Command(shellcheck, scripts...).CombinedOutput()
+	// What a script sources is named from the top.
+	cmd := exec.Command(shellcheck, append([]string{"--external-sources"}, scripts...)...)
+	cmd.Dir = strings.TrimSpace(git(t, ".", "rev-parse", "--show-toplevel"))
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
