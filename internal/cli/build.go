@@ -19,6 +19,10 @@ import (
 // descriptions without one.
 const builderTemplate = "debian"
 
+// serviceFiles is what --serve puts into the image, beside this program: a folder
+// next to the templates.
+const serviceFiles = "serve"
+
 // buildFlags are the flags of build.
 type buildFlags struct {
 	template, description, overlay string
@@ -26,6 +30,7 @@ type buildFlags struct {
 	builderImage                   string
 	packageSources                 []string
 	output                         string
+	serve                          bool
 }
 
 func newBuildCommand(a *app) *cobra.Command {
@@ -45,9 +50,14 @@ base of the builder is made with mmdebstrap.
 
 KIWI's log is shown while it is written, and kept as kiwi.log in the output
 directory. The directory has to be new, empty, or that of an earlier build, whose
-files are removed. SOURCE_DATE_EPOCH is handed on to KIWI.`,
+files are removed. SOURCE_DATE_EPOCH is handed on to KIWI.
+
+With --serve this program goes into the image, with units for systemd that answer
+attestation requests on port 8443 (see serve and verify instance). A description of
+your own has to make the group tss, as systemd-sysusers in its config.sh does.`,
 		Example: `  attestable-image build --template debian --output out/image
   attestable-image build --description ./kiwi --overlay ./files --version 1.2.3 --output out/image
+  attestable-image build --template debian --serve --output out/image
   attestable-image build --template debian --package-source "http://snapshot.example/debian trixie main" --output out/image`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -75,6 +85,7 @@ files are removed. SOURCE_DATE_EPOCH is handed on to KIWI.`,
 	flags.StringVar(&f.version, "version", "", "version of the image, as major.minor.patch (default: the description's)")
 	flags.StringVar(&f.builderImage, "builder-image", "", "container `IMAGE` that runs KIWI NG (default: one made from a Dockerfile)")
 	flags.StringArrayVar(&f.packageSources, "package-source", nil, "package repository in place of the description's remote ones, as \"`URI` [SUITE [COMPONENT...]]\"; may be repeated, or have several lines")
+	flags.BoolVar(&f.serve, "serve", false, "put the attestation service into the image")
 	flags.StringVar(&f.output, "output", "", "`DIR` for the disk and KIWI's log")
 	return cmd
 }
@@ -136,6 +147,15 @@ func (a *app) options(f buildFlags) (kiwi.Options, error) {
 	}
 	o.Overlay, o.Name, o.Version = f.overlay, f.name, f.version
 	o.BuilderImage, o.Output = f.builderImage, f.output
+	if f.serve {
+		o.Service = new(kiwi.Service)
+		if o.Service.Files, err = fs.Sub(a.templates, serviceFiles); err != nil {
+			return o, err
+		}
+		if o.Service.Program, err = os.Executable(); err != nil {
+			return o, fmt.Errorf("find this program, to put it into the image: %w", err)
+		}
+	}
 	return o, nil
 }
 

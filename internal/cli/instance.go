@@ -31,7 +31,7 @@ type instanceFlags struct {
 	anyImage                      bool
 	nonce, userData, at           string
 	anyNonce                      bool
-	maxAge                        time.Duration
+	maxAge, wait                  time.Duration
 	roots                         []string
 	format                        string
 	whose                         verifyFlags
@@ -74,6 +74,7 @@ The result is a table of checks. Exit status 1 says that one does not hold.`,
 	flags.StringVar(&f.userData, "user-data", "", "`FILE` that the document must have as user_data (default: any)")
 	flags.StringVar(&f.at, "at", "", "of a FILE: `TIME` of the check, as 2026-03-01T12:00:00Z (default now)")
 	flags.DurationVar(&f.maxAge, "max-age", 0, "how old the document may be (default: as long as its certificate is valid; for a URL 5m)")
+	flags.DurationVar(&f.wait, "wait", 0, "of a URL: how long to ask again while the instance is not up or busy")
 	flags.StringArrayVar(&f.roots, "root", nil, "root to believe instead of AWS's: a certificate in PEM in `FILE`, or its SHA-256 in hex; for emulators")
 	f.whose.add(flags)
 	flags.StringVar(&f.format, "format", "table", "table for people, or json for programs")
@@ -105,7 +106,7 @@ func (a *app) verifyInstance(ctx context.Context, f instanceFlags, subject strin
 	if err := policy.Validate(); err != nil {
 		return usageError{err}
 	}
-	content, err := a.fetchDocument(ctx, subject, remote, &policy)
+	content, err := a.fetchDocument(ctx, &f, subject, remote, &policy)
 	if err != nil {
 		return err
 	}
@@ -138,8 +139,10 @@ func (f *instanceFlags) policy(remote bool) (p nitrotpm.Policy, err error) {
 		return p, usagef("--nonce and --any-nonce cannot be given together")
 	case !remote && f.nonce == "" && !f.anyNonce:
 		return p, usagef("give in --nonce what was sent to have this document made; or say with --any-nonce that it may be an old one")
-	case f.maxAge < 0:
-		return p, usagef("--max-age is negative")
+	case f.maxAge < 0 || f.wait < 0:
+		return p, usagef("--max-age and --wait are not negative")
+	case !remote && f.wait > 0:
+		return p, usagef("a file is not waited for: leave out --wait")
 	}
 	images := len(f.artifacts) + len(f.measurements) + len(f.pcrs)
 	if images == 0 && !f.anyImage {
@@ -260,10 +263,10 @@ func reference(g kmspolicy.Generation) (nitrotpm.Reference, error) {
 }
 
 // fetchDocument gets the document, and of a URL the key that it has to vouch for.
-func (a *app) fetchDocument(ctx context.Context, subject string, remote bool, policy *nitrotpm.Policy) (content []byte, err error) {
+func (a *app) fetchDocument(ctx context.Context, f *instanceFlags, subject string, remote bool, policy *nitrotpm.Policy) (content []byte, err error) {
 	switch {
 	case remote:
-		content, policy.PublicKey, err = server.Fetch(ctx, subject, policy.Nonce)
+		content, policy.PublicKey, err = server.Await(ctx, subject, policy.Nonce, f.wait)
 		return content, err
 	case subject == "-":
 		content, err = io.ReadAll(io.LimitReader(os.Stdin, nitrotpm.MaxDocument+1))

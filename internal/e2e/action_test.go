@@ -33,6 +33,7 @@ func TestActionRefuses(t *testing.T) {
 		{"with two images", map[string]string{"template": "debian", "description": "image"}, tokens, "both 'template' and 'description'"},
 		{"with a key and no certificate", map[string]string{"template": "debian", "secure-boot-key": "awskms:alias/key"}, tokens, "only one of the inputs 'secure-boot-key' and 'secure-boot-cert' has a value"},
 		{"with no boolean", map[string]string{"template": "debian", "push": "yes"}, tokens, "'push' must be true or false"},
+		{"with no boolean for the service", map[string]string{"template": "debian", "serve": "8443"}, tokens, "'serve' must be true or false"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir, run := checkout(t, actionWorkflow(c.inputs, ""))
@@ -72,7 +73,7 @@ func TestAction(t *testing.T) {
 	registry := testenv.StartRegistry(t)
 	keep := t.TempDir()
 	inputs := map[string]string{
-		"template": "debian", "name": "demo", "version": "1.2.3", "overlay": "overlay",
+		"template": "debian", "name": "demo", "version": "1.2.3", "overlay": "overlay", "serve": "true",
 		"package-source": os.Getenv("ATTESTABLE_IMAGE_PACKAGE_SOURCE"),
 		"image":          registry.Host + "/octo-org/image", "tags": releaseTag + "\nlatest",
 		"signing-config": stack.SigningConfig, "trusted-root": stack.TrustedRoot,
@@ -146,4 +147,5 @@ func TestAction(t *testing.T) {
 	})
 	t.Run("accepted", a.acceptedByAll)
 	t.Run("tampered", a.refusedWhenTampered)
+	t.Run("instance", a.provesItself)
 }

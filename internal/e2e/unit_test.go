@@ -10,14 +10,14 @@ import (
 	"github.com/org/attestable-image-action/internal/testenv"
 )
 
-// TestUnits lets systemd read the example's units: every directive is known, and
+// TestUnits lets systemd read the service's units: every directive is known, and
 // the sandbox leaves little open. (systemd-analyze rates from 0 to 100 with
 // --threshold; an ordinary service has 92 to 96.)
 func TestUnits(t *testing.T) {
 	analyze := testenv.Tool(t, "systemd-analyze")
 	dir := t.TempDir()
 	for _, name := range []string{"attestable-image.service", "attestable-image.socket"} {
-		content, err := os.ReadFile(filepath.Join(testenv.Root(t), "examples/systemd", name))
+		content, err := os.ReadFile(filepath.Join(testenv.Root(t), "kiwi-templates/serve/usr/lib/systemd/system", name))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -150,7 +150,8 @@ func (c *copier) file(root *os.Root, tree fs.FS, name string, info fs.FileInfo, 
 }
 
 // stage writes the description that KIWI will read into the new directory dir:
-// the caller's, with its overlay in root/ and with what was replaced in it.
+// the caller's, with the service and the overlay in root/ and with what was replaced
+// in it.
 func (o *Options) stage(dir string) error {
 	name, err := configFile(o.Description)
 	if err != nil {
@@ -162,6 +163,11 @@ func (o *Options) stage(dir string) error {
 	var c copier
 	if err := c.tree(dir, o.Description, o.Embedded); err != nil {
 		return fmt.Errorf("copy the KIWI description %s: %w", o.Source, err)
+	}
+	if o.Service != nil {
+		if err := o.Service.stage(&c, dir); err != nil {
+			return err
+		}
 	}
 	if o.Overlay != "" {
 		if err := stageOverlay(&c, dir, o.Overlay); err != nil {
@@ -196,22 +202,32 @@ func stageOverlay(c *copier, dir, overlay string) error {
 	case !info.IsDir():
 		return fmt.Errorf("read the overlay: %s is not a directory", overlay)
 	}
-	target := filepath.Join(dir, "root")
-	err = os.Mkdir(target, 0o755) //nolint:gosec // the image's own root
-	switch {
-	case errors.Is(err, fs.ErrExist):
-	case err != nil:
+	target, err := overlayTarget(dir)
+	if err != nil {
 		return err
-	default:
-		// KIWI would no longer unpack this, now that there is a directory.
-		if _, err := os.Lstat(filepath.Join(dir, "root.tar.gz")); err == nil {
-			return errors.New("the description has its files in root.tar.gz, which KIWI does not join with an overlay: unpack it into root/")
-		}
 	}
 	if err := c.tree(target, os.DirFS(overlay), false); err != nil {
 		return fmt.Errorf("copy the overlay %s: %w", overlay, err)
 	}
 	return nil
+}
+
+// overlayTarget makes root/ of a staged description where there is none, and returns
+// its path.
+func overlayTarget(dir string) (string, error) {
+	target := filepath.Join(dir, "root")
+	err := os.Mkdir(target, 0o755) //nolint:gosec // the image's own root
+	switch {
+	case errors.Is(err, fs.ErrExist):
+	case err != nil:
+		return "", err
+	default:
+		// KIWI would no longer unpack this, now that there is a directory.
+		if _, err := os.Lstat(filepath.Join(dir, "root.tar.gz")); err == nil {
+			return "", errors.New("the description has its files in root.tar.gz, which KIWI does not join with an overlay: unpack it into root/")
+		}
+	}
+	return target, nil
 }
 
 // readBounded reads a file of at most limit bytes.

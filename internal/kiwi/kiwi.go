@@ -13,10 +13,11 @@ import (
 
 // Options say what to build. Description, Source and Output have to be given.
 type Options struct {
-	Description fs.FS  // KIWI's description directory
-	Source      string // what the description is called in messages
-	Embedded    bool   // Description has neither modes nor times: scripts are told by "#!"
-	Overlay     string // directory that is copied over the image's root
+	Description fs.FS    // KIWI's description directory
+	Source      string   // what the description is called in messages
+	Embedded    bool     // Description has neither modes nor times: scripts are told by "#!"
+	Overlay     string   // directory that is copied over the image's root
+	Service     *Service // attestation service to put into the image, nil for none
 
 	Name           string          // of the image; "" is the description's
 	Version        string          // of the image; "" is the description's

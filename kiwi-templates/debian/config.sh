@@ -20,6 +20,9 @@ systemctl mask systemd-firstboot.service systemd-boot-random-seed.service system
 systemctl enable systemd-networkd.service attestable-image-demo.service
 systemctl disable systemd-networkd-wait-online.service
 
+# Groups that files under /usr ask for, as the attestation service does.
+systemd-sysusers
+
 # Nobody becomes root by a program either.
 find / -xdev -type f -perm /6000 -exec chmod ug-s {} +
 

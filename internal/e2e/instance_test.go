@@ -1,0 +1,266 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/org/attestable-image-action/internal/testenv"
+)
+
+// instanceUp bounds the time from the start of QEMU to the service's first answer.
+const instanceUp = 8 * time.Minute
+
+// provesItself boots the image of an artifact, which has the attestation service in
+// it, on an emulated NitroTPM, and asks it who it is: verify instance against the
+// artifact. Then other images answer in its place, and each is refused for what it
+// is. All of them when ATTESTABLE_IMAGE_MATRIX is set, as scripts/instance-matrix
+// does; otherwise the one whose PCR 4 is the artifact's.
+func (a *artifact) provesItself(t *testing.T) {
+	full := os.Getenv("ATTESTABLE_IMAGE_MATRIX") != ""
+	addon := func(t *testing.T) string {
+		t.Helper()
+		p := parts{t: t, suite: "trixie", guest: guests[0]}
+		disk := copyOf(t, a.disk)
+		file := filepath.Join(t.TempDir(), "addon")
+		if err := os.WriteFile(file, p.addon(testenv.PESection{Name: ".cmdline", Data: []byte("systemd.mask=nothing.service")}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		onESP(t, disk, "mmd", "::EFI/BOOT/BOOTX64.EFI.extra.d")
+		onESP(t, disk, "mcopy", file, "::EFI/BOOT/BOOTX64.EFI.extra.d/one.addon.efi")
+		return disk
+	}
+	for _, c := range []struct {
+		name   string
+		always bool
+		disk   func(t *testing.T) string
+		failed string // the check that fails first
+	}{
+		{"as attested", true, func(*testing.T) string { return a.disk }, ""},
+		{"another command line", true, addon, "PCR 12"},
+		{"another unified kernel image", false, a.withOtherKernelImage, "PCR 4"},
+		{"one more package", false, a.withOneMorePackage, "PCR 4"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if !full && !c.always {
+				t.Skip("the long form, scripts/instance-matrix, boots this")
+			}
+			v := a.instance(t, c.disk(t))
+			if c.failed == "" {
+				v.accepted(t, a.reference)
+			} else {
+				v.refused(t, c.failed)
+			}
+		})
+	}
+}
+
+// instanceVerdict is what verify instance --format json says, and with which status.
+type instanceVerdict struct {
+	Verified   bool
+	Generation string
+	Checks     []struct {
+		Name, Expected, Found string
+		OK                    bool
+	}
+	status int
+}
+
+func (v *instanceVerdict) accepted(t *testing.T, reference string) {
+	t.Helper()
+	if v.status != 0 || !v.Verified || v.Generation != reference {
+		t.Errorf("status %d, the image is that of %q, not of %q: %+v", v.status, v.Generation, reference, v.Checks)
+	}
+	seen := map[string]bool{}
+	for _, c := range v.Checks {
+		seen[c.Name] = c.OK
+	}
+	for _, name := range []string{"root", "signature", "nonce", "PCR 4", "PCR 12", "TLS key"} {
+		if !seen[name] {
+			t.Errorf("nothing says that %s holds: %+v", name, v.Checks)
+		}
+	}
+}
+
+// refused demands that this check fails, and no other but those of PCRs.
+func (v *instanceVerdict) refused(t *testing.T, failed string) {
+	t.Helper()
+	if v.status != 1 || v.Verified {
+		t.Errorf("status %d, verified is %t", v.status, v.Verified)
+	}
+	var first string
+	for _, c := range v.Checks {
+		if c.OK {
+			continue
+		}
+		if first == "" {
+			first = c.Name
+		}
+		if !strings.HasPrefix(c.Name, "PCR ") {
+			t.Errorf("%s fails: expected %s, found %s", c.Name, c.Expected, c.Found)
+		}
+	}
+	if first != failed {
+		t.Errorf("%q fails first, not %q: %+v", first, failed, v.Checks)
+	}
+}
+
+// instance boots a disk and verifies the instance against the artifact.
+func (a *artifact) instance(t *testing.T, disk string) *instanceVerdict {
+	t.Helper()
+	dir := t.TempDir()
+	root, serial := filepath.Join(dir, "root.pem"), filepath.Join(dir, "serial.log")
+	port := freePort(t)
+	ctx, cancel := context.WithTimeout(t.Context(), instanceUp+3*time.Minute)
+	defer cancel()
+	boot := exec.CommandContext(ctx, command(t), "boot", disk, "--nitrotpm", "--nitrotpm-root", root,
+		"--forward", fmt.Sprintf("%d:8443", port), "--serial-log", serial, "--time-limit", (instanceUp + 2*time.Minute).String())
+	var bootOutput bytes.Buffer
+	boot.Stdout, boot.Stderr = &bootOutput, &bootOutput
+	boot.Cancel = func() error { return boot.Process.Signal(syscall.SIGTERM) }
+	if err := boot.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- boot.Wait() }()
+	t.Cleanup(func() {
+		if t.Failed() {
+			lines, _ := os.ReadFile(serial)
+			t.Logf("boot said:\n%s\nthe serial line ends in:\n%s", &bootOutput, lines[max(0, len(lines)-3000):])
+		}
+	})
+	// The boot command writes the root before it starts anything.
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		if _, err := os.Stat(root); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("boot writes no root")
+		}
+	}
+	verify := exec.CommandContext(ctx, command(t), "verify", "instance", fmt.Sprintf("https://127.0.0.1:%d", port),
+		"--wait", instanceUp.String(), "--format", "json", "--root", root,
+		"--artifact", a.reference, "--trusted-root", a.stack.TrustedRoot, "--repo", testenv.DefaultRun.Repository,
+		"--cert-oidc-issuer", a.stack.Issuer.URL, "--signer-workflow", testenv.DefaultRun.Repository+"/"+a.workflow.WorkflowPath)
+	var stdout, stderr bytes.Buffer
+	verify.Stdout, verify.Stderr = &stdout, &stderr
+	err := verify.Run()
+	v := &instanceVerdict{status: verify.ProcessState.ExitCode()}
+	if unread := json.Unmarshal(stdout.Bytes(), v); unread != nil {
+		t.Errorf("verify instance: %v, %v\n%s%s", err, unread, &stdout, &stderr)
+	}
+	// An interrupted boot compares: each of these images boots as predicted.
+	_ = boot.Process.Signal(syscall.SIGINT)
+	if err := <-ended; err != nil {
+		t.Errorf("boot ended with %v", err)
+	}
+	return v
+}
+
+// withOtherKernelImage is the disk with another command line inside its unified
+// kernel image.
+func (a *artifact) withOtherKernelImage(t *testing.T) string {
+	t.Helper()
+	disk := copyOf(t, a.disk)
+	file := filepath.Join(t.TempDir(), "uki.efi")
+	onESP(t, disk, "mcopy", "::EFI/BOOT/BOOTX64.EFI", file)
+	image, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, to := []byte(" panic=-1 "), []byte(" panic=-9 ")
+	if bytes.Count(image, from) != 1 {
+		t.Fatalf("the kernel image has %q %d times", from, bytes.Count(image, from))
+	}
+	if err := os.WriteFile(file, bytes.Replace(image, from, to, 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	onESP(t, disk, "mcopy", "-o", file, "::EFI/BOOT/BOOTX64.EFI")
+	return disk
+}
+
+// withOneMorePackage is an image of the template with one more package.
+func (a *artifact) withOneMorePackage(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	description := filepath.Join(dir, "description")
+	if err := os.CopyFS(description, os.DirFS(filepath.Join(testenv.Root(t), "kiwi-templates", "debian"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, script := range []string{"config.sh", "edit_boot_install.sh", "root/usr/libexec/attestable-image-demo", "builder/dracut-packages"} {
+		if err := os.Chmod(filepath.Join(description, script), 0o755); err != nil { //nolint:gosec // it is to be run
+			t.Fatal(err)
+		}
+	}
+	config := filepath.Join(description, "config.xml")
+	text, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const package1 = `<package name="zstd"/>`
+	if bytes.Count(text, []byte(package1)) != 1 {
+		t.Fatalf("the template has no %s to put another one behind", package1)
+	}
+	if err := os.WriteFile(config, bytes.Replace(text, []byte(package1), []byte(package1+`<package name="hostname"/>`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.CommandContext(t.Context(), command(t), "build", "--description", description, "--serve", "--output", filepath.Join(dir, "image"),
+		"--package-source", os.Getenv("ATTESTABLE_IMAGE_PACKAGE_SOURCE"))
+	var stderr bytes.Buffer
+	build.Stderr = &stderr
+	out, err := build.Output()
+	if err != nil {
+		t.Fatalf("build: %v\n%s", err, stderr.Bytes()[max(0, stderr.Len()-3000):])
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// copyOf copies a disk, holes and all.
+func copyOf(t *testing.T, disk string) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "disk.raw")
+	if out, err := exec.Command("cp", "--sparse=always", disk, to).CombinedOutput(); err != nil {
+		t.Fatalf("copy the disk: %v\n%s", err, out)
+	}
+	return to
+}
+
+// onESP runs one of mtools on a disk's EFI system partition, the first one.
+func onESP(t *testing.T, disk, tool string, args ...string) {
+	t.Helper()
+	out, err := exec.Command(testenv.Tool(t, "sgdisk"), "--info=1", disk).CombinedOutput()
+	var start int64
+	for line := range strings.Lines(string(out)) {
+		if _, at, ok := strings.Cut(line, "First sector: "); ok {
+			_, err = fmt.Sscan(at, &start)
+		}
+	}
+	if err != nil || start == 0 {
+		t.Fatalf("sgdisk: %v\n%s", err, out)
+	}
+	cmd := exec.Command(testenv.Tool(t, tool), append([]string{"-i", fmt.Sprintf("%s@@%d", disk, start*512)}, args...)...)
+	cmd.Env = append(os.Environ(), "MTOOLS_SKIP_CHECK=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s %q: %v\n%s", tool, args, err, out)
+	}
+}
+
+// freePort returns a TCP port of 127.0.0.1 that nobody listens on.
+func freePort(t *testing.T) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // a TCP listener
+}
