@@ -2,6 +2,7 @@ package kiwi
 
 import (
 	"bytes"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,9 +82,7 @@ func TestStageServiceRefuses(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			description := fstest.MapFS{"config.xml": {Data: []byte(`<image name="a"/>`)}}
-			for name, file := range c.files {
-				description[name] = file
-			}
+			maps.Copy(description, c.files)
 			o := Options{Description: description, Service: &Service{Files: fstest.MapFS{}, Program: c.program}}
 			if err := o.stage(filepath.Join(t.TempDir(), "staged")); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error is %v, want %q", err, c.want)
