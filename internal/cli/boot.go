@@ -23,6 +23,7 @@ func newBootCommand(a *app) *cobra.Command {
 	var limit time.Duration
 	var memory int
 	var console, nitroTPM bool
+	var firmware vm.Firmware
 	var rootFile string
 	var forwards []string
 	cmd := &cobra.Command{
@@ -56,6 +57,9 @@ emulated, and chains to a root that is made for this boot and written to
 			if nitroTPM != (rootFile != "") {
 				return usagef("--nitrotpm and --nitrotpm-root belong together: without its root nobody believes an emulated NitroTPM")
 			}
+			if (firmware.Code == "") != (firmware.Vars == "") {
+				return usagef("--firmware-code and --firmware-vars belong together: give both files of the firmware")
+			}
 			forwarded, err := parseForwards(forwards)
 			if err != nil {
 				return err
@@ -75,7 +79,7 @@ emulated, and chains to a root that is made for this boot and written to
 			}
 			boot := vm.Options{
 				Disk: args[0], Arch: p.Architecture, Accel: accel, Memory: memory,
-				SecureBoot: o.SecureBoot, TimeLimit: limit, SerialLog: serialLog,
+				Firmware: firmware, SecureBoot: o.SecureBoot, TimeLimit: limit, SerialLog: serialLog,
 				Forwards: forwarded, UntilDone: len(forwarded) > 0 && until == "",
 			}
 			if nitroTPM {
@@ -121,6 +125,8 @@ emulated, and chains to a root that is made for this boot and written to
 	flags.StringVar(&accel, "accel", vm.TCG, "QEMU's accelerator: tcg or kvm")
 	flags.IntVar(&memory, "memory", 1024, "the machine's memory in `MIB`")
 	flags.BoolVar(&console, "console", false, "show the serial line on standard error")
+	flags.StringVar(&firmware.Code, "firmware-code", "", "UEFI firmware in `FILE` (default the distribution's OVMF or AAVMF); needs --firmware-vars")
+	flags.StringVar(&firmware.Vars, "firmware-vars", "", "the firmware's variables to start with, in `FILE`, which is copied")
 	flags.StringArrayVar(&forwards, "forward", nil, "lead `PORT` of 127.0.0.1 to the same port of the guest, HOST:GUEST to another")
 	flags.BoolVar(&nitroTPM, "nitrotpm", false, "emulate a NitroTPM; needs --nitrotpm-root")
 	flags.StringVar(&rootFile, "nitrotpm-root", "", "`FILE` for the root certificate of the emulated NitroTPM")

@@ -37,7 +37,9 @@ var binaryDir string
 
 var buildBinary = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(binaryDir, "attestable-image")
-	out, err := exec.Command("go", "build", "-o", path, "../..").CombinedOutput()
+	cmd := exec.Command("go", "build", "-o", path, "../..")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // it goes into an image, too
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build attestable-image: %w\n%s", err, out)
 	}

@@ -3,17 +3,22 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf16"
 
+	"github.com/org/attestable-image-action/internal/disk"
 	"github.com/org/attestable-image-action/internal/testenv"
 )
 
@@ -27,35 +32,25 @@ const instanceUp = 8 * time.Minute
 // does; otherwise the one whose PCR 4 is the artifact's.
 func (a *artifact) provesItself(t *testing.T) {
 	full := os.Getenv("ATTESTABLE_IMAGE_MATRIX") != ""
-	addon := func(t *testing.T) string {
-		t.Helper()
-		p := parts{t: t, suite: "trixie", guest: guests[0]}
-		disk := copyOf(t, a.disk)
-		file := filepath.Join(t.TempDir(), "addon")
-		if err := os.WriteFile(file, p.addon(testenv.PESection{Name: ".cmdline", Data: []byte("systemd.mask=nothing.service")}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		onESP(t, disk, "mmd", "::EFI/BOOT/BOOTX64.EFI.extra.d")
-		onESP(t, disk, "mcopy", file, "::EFI/BOOT/BOOTX64.EFI.extra.d/one.addon.efi")
-		return disk
-	}
 	for _, c := range []struct {
 		name   string
 		always bool
-		disk   func(t *testing.T) string
-		failed string // the check that fails first
+		boots  func(t *testing.T) (disk string, flags []string)
+		failed []string // the checks that do not hold
 	}{
-		{"as attested", true, func(*testing.T) string { return a.disk }, ""},
-		{"another command line", true, addon, "PCR 12"},
-		{"another unified kernel image", false, a.withOtherKernelImage, "PCR 4"},
-		{"one more package", false, a.withOneMorePackage, "PCR 4"},
+		{"as attested", true, func(*testing.T) (string, []string) { return a.disk, nil }, nil},
+		{"another command line", true, a.withBootEntry, []string{"PCR 12"}},
+		{"an add-on's command line", false, a.withAddon, []string{"PCR 4", "PCR 12"}},
+		{"another unified kernel image", false, a.withOtherKernelImage, []string{"PCR 4"}},
+		{"one more package", false, a.withOneMorePackage, []string{"PCR 4"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if !full && !c.always {
 				t.Skip("the long form, scripts/instance-matrix, boots this")
 			}
-			v := a.instance(t, c.disk(t))
-			if c.failed == "" {
+			disk, flags := c.boots(t)
+			v := a.instance(t, disk, flags...)
+			if c.failed == nil {
 				v.accepted(t, a.reference)
 			} else {
 				v.refused(t, c.failed)
@@ -91,39 +86,35 @@ func (v *instanceVerdict) accepted(t *testing.T, reference string) {
 	}
 }
 
-// refused demands that this check fails, and no other but those of PCRs.
-func (v *instanceVerdict) refused(t *testing.T, failed string) {
+// refused demands that these checks fail, and no others.
+func (v *instanceVerdict) refused(t *testing.T, want []string) {
 	t.Helper()
 	if v.status != 1 || v.Verified {
 		t.Errorf("status %d, verified is %t", v.status, v.Verified)
 	}
-	var first string
+	var failed []string
 	for _, c := range v.Checks {
-		if c.OK {
-			continue
-		}
-		if first == "" {
-			first = c.Name
-		}
-		if !strings.HasPrefix(c.Name, "PCR ") {
-			t.Errorf("%s fails: expected %s, found %s", c.Name, c.Expected, c.Found)
+		if !c.OK {
+			failed = append(failed, c.Name)
 		}
 	}
-	if first != failed {
-		t.Errorf("%q fails first, not %q: %+v", first, failed, v.Checks)
+	if !slices.Equal(failed, want) {
+		t.Errorf("%q fail, not %q: %+v", failed, want, v.Checks)
 	}
 }
 
 // instance boots a disk and verifies the instance against the artifact.
-func (a *artifact) instance(t *testing.T, disk string) *instanceVerdict {
+func (a *artifact) instance(t *testing.T, disk string, flags ...string) *instanceVerdict {
 	t.Helper()
 	dir := t.TempDir()
 	root, serial := filepath.Join(dir, "root.pem"), filepath.Join(dir, "serial.log")
 	port := freePort(t)
 	ctx, cancel := context.WithTimeout(t.Context(), instanceUp+3*time.Minute)
 	defer cancel()
-	boot := exec.CommandContext(ctx, command(t), "boot", disk, "--nitrotpm", "--nitrotpm-root", root,
-		"--forward", fmt.Sprintf("%d:8443", port), "--serial-log", serial, "--time-limit", (instanceUp + 2*time.Minute).String())
+	boot := exec.CommandContext(ctx, command(t), append([]string{
+		"boot", disk, "--nitrotpm", "--nitrotpm-root", root,
+		"--forward", fmt.Sprintf("%d:8443", port), "--serial-log", serial, "--time-limit", (instanceUp + 2*time.Minute).String(),
+	}, flags...)...)
 	var bootOutput bytes.Buffer
 	boot.Stdout, boot.Stderr = &bootOutput, &bootOutput
 	boot.Cancel = func() error { return boot.Process.Signal(syscall.SIGTERM) }
@@ -158,21 +149,106 @@ func (a *artifact) instance(t *testing.T, disk string) *instanceVerdict {
 	if unread := json.Unmarshal(stdout.Bytes(), v); unread != nil {
 		t.Errorf("verify instance: %v, %v\n%s%s", err, unread, &stdout, &stderr)
 	}
-	// An interrupted boot compares: each of these images boots as predicted.
-	_ = boot.Process.Signal(syscall.SIGINT)
-	if err := <-ended; err != nil {
+	// An interrupted boot compares. What the firmware was told is not on the disk,
+	// and so not predicted.
+	_ = boot.Process.Signal(syscall.SIGTERM)
+	if err := <-ended; (err != nil) != (len(flags) > 0) {
 		t.Errorf("boot ended with %v", err)
 	}
 	return v
 }
 
+// withBootEntry lets the firmware's boot entry have options: with Secure Boot off,
+// systemd-stub takes them in place of the unified kernel image's own command line.
+func (a *artifact) withBootEntry(t *testing.T) (string, []string) {
+	t.Helper()
+	const code, vars = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
+	if _, err := os.Stat(vars); err != nil {
+		testenv.Missing(t, err)
+	}
+	d, err := disk.Open(a.disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	table, err := disk.ReadGPT(d, d.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := os.ReadFile(a.kernelImage(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, _ := bytes.Cut(image, []byte("console=ttyS0 "))
+	line, _, _ = bytes.Cut(line, []byte{0})
+	dir := t.TempDir()
+	entry := bootEntry(table.Partitions[0], `\EFI\BOOT\BOOTX64.EFI`, "console=ttyS0 "+string(line)+" systemd.mask=nothing.service")
+	const global = "8be4df61-93ca-11d2-aa0d-00e098032b8c" // EFI_GLOBAL_VARIABLE
+	variables, err := json.Marshal(map[string]any{"version": 2, "variables": []any{
+		map[string]any{"name": "Boot0000", "guid": global, "attr": 7, "data": hex.EncodeToString(entry)},
+		map[string]any{"name": "BootOrder", "guid": global, "attr": 7, "data": "0000"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, made := filepath.Join(dir, "variables.json"), filepath.Join(dir, "vars.fd")
+	if err := os.WriteFile(list, variables, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(testenv.Tool(t, "virt-fw-vars"), "--input", vars, "--set-json", list, "--output", made).CombinedOutput(); err != nil {
+		t.Fatalf("virt-fw-vars: %v\n%s", err, out)
+	}
+	return a.disk, []string{"--firmware-code", code, "--firmware-vars", made}
+}
+
+// bootEntry is an EFI_LOAD_OPTION (UEFI 2.10, section 3.1.3) for a file on a
+// partition, with options.
+func bootEntry(p disk.Partition, path, options string) []byte {
+	le := binary.LittleEndian
+	text := func(s string) (b []byte) {
+		for _, unit := range utf16.Encode([]rune(s + "\x00")) {
+			b = le.AppendUint16(b, unit)
+		}
+		return b
+	}
+	drive := le.AppendUint32([]byte{4, 1, 42, 0}, uint32(p.Number)) // hard drive media device path
+	drive = le.AppendUint64(drive, uint64(p.Offset/512))
+	drive = le.AppendUint64(drive, uint64(p.Size/512))
+	drive = append(append(drive, p.GUID[:]...), 2, 2) // GPT, a GUID
+	file := append(le.AppendUint16([]byte{4, 4}, uint16(4+len(text(path)))), text(path)...)
+	device := slices.Concat(drive, file, []byte{0x7f, 0xff, 4, 0})
+	entry := le.AppendUint32(nil, 1) // LOAD_OPTION_ACTIVE
+	entry = le.AppendUint16(entry, uint16(len(device)))
+	return slices.Concat(entry, text("with options"), device, text(options))
+}
+
+// withAddon is the disk with an add-on beside its unified kernel image.
+func (a *artifact) withAddon(t *testing.T) (string, []string) {
+	t.Helper()
+	p := parts{t: t, suite: "trixie", guest: guests[0]}
+	disk := copyOf(t, a.disk)
+	file := filepath.Join(t.TempDir(), "addon")
+	if err := os.WriteFile(file, p.addon(testenv.PESection{Name: ".cmdline", Data: []byte("systemd.mask=nothing.service")}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	onESP(t, disk, "mmd", "::EFI/BOOT/BOOTX64.EFI.extra.d")
+	onESP(t, disk, "mcopy", file, "::EFI/BOOT/BOOTX64.EFI.extra.d/one.addon.efi")
+	return disk, nil
+}
+
+// kernelImage is the path of a copy of the disk's unified kernel image.
+func (a *artifact) kernelImage(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "uki.efi")
+	onESP(t, a.disk, "mcopy", "::EFI/BOOT/BOOTX64.EFI", file)
+	return file
+}
+
 // withOtherKernelImage is the disk with another command line inside its unified
 // kernel image.
-func (a *artifact) withOtherKernelImage(t *testing.T) string {
+func (a *artifact) withOtherKernelImage(t *testing.T) (string, []string) {
 	t.Helper()
-	disk := copyOf(t, a.disk)
-	file := filepath.Join(t.TempDir(), "uki.efi")
-	onESP(t, disk, "mcopy", "::EFI/BOOT/BOOTX64.EFI", file)
+	disk, file := copyOf(t, a.disk), a.kernelImage(t)
 	image, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -185,11 +261,11 @@ func (a *artifact) withOtherKernelImage(t *testing.T) string {
 		t.Fatal(err)
 	}
 	onESP(t, disk, "mcopy", "-o", file, "::EFI/BOOT/BOOTX64.EFI")
-	return disk
+	return disk, nil
 }
 
 // withOneMorePackage is an image of the template with one more package.
-func (a *artifact) withOneMorePackage(t *testing.T) string {
+func (a *artifact) withOneMorePackage(t *testing.T) (string, []string) {
 	t.Helper()
 	dir := t.TempDir()
 	description := filepath.Join(dir, "description")
@@ -221,7 +297,7 @@ func (a *artifact) withOneMorePackage(t *testing.T) string {
 	if err != nil {
 		t.Fatalf("build: %v\n%s", err, stderr.Bytes()[max(0, stderr.Len()-3000):])
 	}
-	return strings.TrimSpace(string(out))
+	return strings.TrimSpace(string(out)), nil
 }
 
 // copyOf copies a disk, holes and all.
