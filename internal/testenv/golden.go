@@ -40,7 +40,7 @@ func unpackGolden(archive, name, dir string) (path string, err error) {
 		return "", err
 	}
 	defer f.Close()
-	z, err := zstd.NewReader(f, zstd.WithDecoderMaxWindow(1<<31))
+	z, err := zstd.NewReader(f)
 	if err != nil {
 		return "", err
 	}
