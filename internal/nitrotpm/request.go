@@ -49,6 +49,32 @@ const (
 // Get asks a NitroTPM for a document. The TPM must not be in use by somebody else
 // at the same time; Open sees to that. Whatever happens, nothing stays in the TPM.
 func Get(tpm transport.TPM, request Request) (document []byte, err error) {
+	return request.ask(tpm, nil)
+}
+
+// An Attester asks the same NitroTPM for one document after another. To create the
+// endorsement key takes the TPM longer than all the rest (it searches for the same
+// primes each time), so an Attester keeps the key between two documents: as a
+// saved context (TPM 2.0 part 1, section 30), which is in this process's memory,
+// encrypted by the TPM, and takes no room there. A context ends with a reset of the
+// TPM, not with a suspend; the key is then created anew. The zero value is ready to
+// use, by one at a time.
+type Attester struct{ ek *savedKey }
+
+// savedKey is the endorsement key between two documents.
+type savedKey struct {
+	context tpm2.TPMSContext
+	public  tpm2.TPMTPublic
+}
+
+// Get does what the function Get does.
+func (a *Attester) Get(tpm transport.TPM, request Request) (document []byte, err error) {
+	return request.ask(tpm, &a.ek)
+}
+
+// ask carries out a request. kept is where the endorsement key is kept between two
+// requests; nil is nowhere.
+func (request Request) ask(tpm transport.TPM, kept **savedKey) (document []byte, err error) {
 	for _, f := range []struct {
 		name  string
 		value []byte
@@ -64,7 +90,7 @@ func Get(tpm transport.TPM, request Request) (document []byte, err error) {
 	if err := Sweep(tpm); err != nil {
 		return nil, err
 	}
-	document, err = get(tpm, request)
+	document, err = get(tpm, request, kept)
 	if err != nil {
 		return nil, fmt.Errorf("request attestation document: %w", err)
 	}
@@ -160,7 +186,7 @@ type buffer struct {
 }
 
 // get carries out a request, and leaves nothing behind.
-func get(tpm transport.TPM, request Request) (document []byte, err error) {
+func get(tpm transport.TPM, request Request, kept **savedKey) (document []byte, err error) {
 	encoded, err := request.encode()
 	if err != nil {
 		return nil, err
@@ -173,7 +199,7 @@ func get(tpm transport.TPM, request Request) (document []byte, err error) {
 		return nil, err
 	}
 
-	if err := b.createEK(); err != nil {
+	if err := b.loadEK(kept); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -181,10 +207,13 @@ func get(tpm transport.TPM, request Request) (document []byte, err error) {
 			err = errors.Join(err, fmt.Errorf("flush the endorsement key: %w", flushed))
 		}
 	}()
-	if err := b.define(); err != nil {
+	err = b.define()
+	if b.handle != 0 {
+		defer func() { err = errors.Join(err, undefine(tpm, b.handle, b.name)) }()
+	}
+	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, undefine(tpm, b.handle, b.name)) }()
 	if err := b.write(encoded); err != nil {
 		return nil, err
 	}
@@ -240,15 +269,38 @@ func maxChunk(tpm transport.TPM) (int, error) {
 	return 512, nil // which every TPM takes
 }
 
-// createEK loads the endorsement key, to which the salts of sessions are
-// encrypted. It is the same each time.
+// loadEK loads the endorsement key, to which the salts of sessions are encrypted:
+// the one that was kept, where there is one and the TPM still takes it.
+func (b *buffer) loadEK(kept **savedKey) error {
+	if kept == nil {
+		return b.createEK()
+	}
+	if *kept != nil {
+		if response, err := (tpm2.ContextLoad{Context: (*kept).context}).Execute(b.tpm); err == nil {
+			b.ek, b.ekPublic = response.LoadedHandle, (*kept).public
+			return nil
+		}
+		// It was reset since, or has no room: what creates the key finds out.
+		*kept = nil
+	}
+	if err := b.createEK(); err != nil {
+		return err
+	}
+	// Where the key cannot be saved, each request creates it.
+	if response, err := (tpm2.ContextSave{SaveHandle: b.ek}).Execute(b.tpm); err == nil {
+		*kept = &savedKey{response.Context, b.ekPublic}
+	}
+	return nil
+}
+
+// createEK creates the endorsement key. It is the same each time.
 func (b *buffer) createEK() error {
 	create := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tpm2.RSAEKTemplate)}
 	response, err := create.Execute(b.tpm)
 	if isRC(err, tpm2.TPMRCObjectMemory) || isRC(err, tpm2.TPMRCObjectHandles) {
 		// Without a resource manager what a killed program loaded stays, and the
 		// device is ours alone: nobody misses it.
-		flushTransient(b.tpm)
+		flush(b.tpm, transientHandles)
 		response, err = create.Execute(b.tpm)
 	}
 	if err != nil {
@@ -264,10 +316,17 @@ func (b *buffer) createEK() error {
 	return nil
 }
 
-// flushTransient flushes every transient object of a TPM without a resource
-// manager. Errors show at the next command.
-func flushTransient(tpm transport.TPM) {
-	response, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: 0x80000000, PropertyCount: 16}.Execute(tpm)
+// The first handles of what a killed program can leave in a TPM without a resource
+// manager (TPM 2.0 part 2, section 7.2).
+const (
+	sessionHandles   = 0x02000000 // loaded sessions
+	transientHandles = 0x80000000
+)
+
+// flush flushes everything of a kind from a TPM without a resource manager. Errors
+// show at the next command.
+func flush(tpm transport.TPM, first uint32) {
+	response, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 16}.Execute(tpm)
 	if err != nil {
 		return
 	}
@@ -282,11 +341,16 @@ func flushTransient(tpm transport.TPM) {
 
 // define makes the index, through a session that hides its authorization value
 // from whoever listens on the way to the TPM.
-func (b *buffer) define() error {
+func (b *buffer) define() (err error) {
 	taken, err := indices(b.tpm)
 	if err != nil {
 		return err
 	}
+	s, end, err := b.session(b.salted(), tpm2.AESEncryption(128, tpm2.EncryptIn))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, end()) }()
 	for h := firstIndex; h < firstIndex+indexCount; h++ {
 		if slices.Contains(taken, h) {
 			continue
@@ -297,7 +361,7 @@ func (b *buffer) define() error {
 			return err
 		}
 		_, err = tpm2.NVDefineSpace{
-			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.HMAC(tpm2.TPMAlgSHA512, nonceSize, b.salted(), tpm2.AESEncryption(128, tpm2.EncryptIn))},
+			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: s},
 			Auth:       tpm2.TPM2BAuth{Buffer: b.auth},
 			PublicInfo: tpm2.New2B(public),
 		}.Execute(b.tpm)
@@ -319,10 +383,21 @@ func (b *buffer) define() error {
 
 func (b *buffer) salted() tpm2.AuthOption { return tpm2.Salted(b.ek, b.ekPublic) }
 
-// session starts a session that knows the index's authorization value.
+// authorized is an option of a session that authorizes the use of the index. What
+// only this process and the TPM know is the index's authorization value, which came
+// to the TPM through a salted session; so the session needs no salt of its own, which
+// would cost the TPM another operation with its RSA key.
+func (b *buffer) authorized() tpm2.AuthOption { return tpm2.Auth(b.auth) }
+
+// session starts a session.
 func (b *buffer) session(options ...tpm2.AuthOption) (tpm2.Session, func() error, error) {
-	options = append(options, b.salted(), tpm2.Auth(b.auth))
 	s, end, err := tpm2.HMACSession(b.tpm, tpm2.TPMAlgSHA512, nonceSize, options...)
+	if isRC(err, tpm2.TPMRCSessionMemory) || isRC(err, tpm2.TPMRCSessionHandles) {
+		// As with the endorsement key. With a resource manager no session of
+		// another program is loaded while this one's command is carried out.
+		flush(b.tpm, sessionHandles)
+		s, end, err = tpm2.HMACSession(b.tpm, tpm2.TPMAlgSHA512, nonceSize, options...)
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("start a session: %w", err)
 	}
@@ -331,7 +406,7 @@ func (b *buffer) session(options ...tpm2.AuthOption) (tpm2.Session, func() error
 
 // write puts the request into the index, and takes the index's new name.
 func (b *buffer) write(data []byte) (err error) {
-	s, end, err := b.session(tpm2.AESEncryption(128, tpm2.EncryptIn))
+	s, end, err := b.session(b.authorized(), tpm2.AESEncryption(128, tpm2.EncryptIn))
 	if err != nil {
 		return err
 	}
@@ -365,8 +440,9 @@ func (b *buffer) write(data []byte) (err error) {
 
 // ask sends the vendor command: two handles and a session, no parameters.
 func (b *buffer) ask() (err error) {
-	// Without parameters there is nothing to encrypt.
-	s, end, err := b.session()
+	// Without parameters there is nothing to encrypt. AWS's own program salts this
+	// session, too, and no other way is known to be taken.
+	s, end, err := b.session(b.salted(), b.authorized())
 	if err != nil {
 		return err
 	}
@@ -406,7 +482,7 @@ func (b *buffer) ask() (err error) {
 
 // read takes the answer from the index: one CBOR item, and rubbish behind it.
 func (b *buffer) read() (document []byte, err error) {
-	s, end, err := b.session(tpm2.AESEncryption(128, tpm2.EncryptOut))
+	s, end, err := b.session(b.authorized(), tpm2.AESEncryption(128, tpm2.EncryptOut))
 	if err != nil {
 		return nil, err
 	}

@@ -77,7 +77,7 @@ func (s *Server) document(ctx context.Context, request nitrotpm.Request) ([]byte
 		return nil, err
 	}
 	defer tpm.Close()
-	return nitrotpm.Get(tpm, request)
+	return s.attester.Get(tpm, request)
 }
 
 // readRequest reads the body, and says with which status it is refused.

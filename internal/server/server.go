@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/org/attestable-image-action/internal/nitrotpm"
 )
 
 // Config is how to serve.
@@ -55,8 +57,9 @@ type Server struct {
 	certificate tls.Certificate
 	publicKey   []byte // of the TLS key: SubjectPublicKeyInfo in DER
 	rate        *bucket
-	queue       chan struct{} // requests that have the TPM or wait for it
-	tpm         chan struct{} // of one: who has the TPM
+	queue       chan struct{}     // requests that have the TPM or wait for it
+	tpm         chan struct{}     // of one: who has the TPM
+	attester    nitrotpm.Attester // of who has the TPM
 	handler     http.Handler
 }
 
