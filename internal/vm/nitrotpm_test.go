@@ -437,3 +437,102 @@ func BenchmarkGet(b *testing.B) {
 		}
 	}
 }
+
+// TestAttester asks with a kept endorsement key, which the TPM creates once; after
+// a reset it is created anew, and after a suspend it is not.
+func TestAttester(t *testing.T) {
+	n, err := EmulateNitroTPM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	soft, reset := testenv.ResettableTPM(t)
+	created := 0
+	h := &hook{tpm: n.Layer(soft), before: func(_ int, code uint32, _ []byte) ([]byte, error) {
+		if code == uint32(tpm2.TPMCCCreatePrimary) {
+			created++
+		}
+		return nil, nil
+	}}
+	var a nitrotpm.Attester
+	for _, step := range []struct {
+		name    string
+		before  func()
+		created int
+	}{
+		{"first", func() {}, 1},
+		{"second", func() {}, 1},
+		{"after a suspend", func() { reset(n, tpm2.TPMSUState) }, 1},
+		{"after a reset", func() { reset(n, tpm2.TPMSUClear) }, 2},
+		{"again", func() {}, 2},
+		{"without room for the key", func() { fill(t, soft) }, 4}, // once in vain
+		{"last", func() {}, 4},
+	} {
+		step.before()
+		document, err := a.Get(h, nitrotpm.Request{Nonce: []byte(step.name)})
+		if err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		verify(t, accept(n, []byte(step.name)), document)
+		if created != step.created {
+			t.Errorf("%s: the key was created %d times, want %d", step.name, created, step.created)
+		}
+		left(t, h)
+	}
+}
+
+// fill loads keys and sessions until the TPM has no room left, as programs do that
+// are killed where there is no resource manager.
+func fill(t *testing.T, tpm transport.TPM) {
+	t.Helper()
+	for k := range 10 {
+		if _, err := (tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}).Execute(tpm); err != nil {
+			break
+		}
+		if k == 9 {
+			t.Fatal("the TPM has room for ten keys")
+		}
+	}
+	for k := range 10 {
+		if _, _, err := tpm2.HMACSession(tpm, tpm2.TPMAlgSHA256, 16); err != nil {
+			break
+		}
+		if k == 9 {
+			t.Fatal("the TPM has room for ten sessions")
+		}
+	}
+}
+
+// TestErrorsOfAttester lets each command of a request with a kept key fail in turn,
+// as TestErrorsLeaveNothing does without one. The next request is answered.
+func TestErrorsOfAttester(t *testing.T) {
+	_, tpm := emulator(t)
+	var a nitrotpm.Attester
+	if _, err := a.Get(tpm, nitrotpm.Request{}); err != nil {
+		t.Fatal(err)
+	}
+	count := &hook{tpm: tpm, before: func(int, uint32, []byte) ([]byte, error) { return nil, nil }}
+	if _, err := a.Get(count, nitrotpm.Request{}); err != nil {
+		t.Fatal(err)
+	}
+	for k := 1; k <= count.n; k++ {
+		var failed uint32
+		_, err := a.Get(&hook{tpm: tpm, before: func(n int, code uint32, _ []byte) ([]byte, error) {
+			if n == k {
+				failed = code
+				return errorResponse(tpm2.TPMRCFailure), nil
+			}
+			return nil, nil
+		}}, nitrotpm.Request{})
+		// A kept key that is refused is created.
+		if survives := failed == uint32(tpm2.TPMCCContextLoad); (err == nil) != survives {
+			t.Errorf("command %d (%#x) failed: error %v", k, failed, err)
+		}
+		if failed == uint32(tpm2.TPMCCFlushContext) {
+			flushAll(t, tpm)
+		}
+		if _, err := a.Get(tpm, nitrotpm.Request{}); err != nil {
+			t.Errorf("after command %d (%#x): %v", k, failed, err)
+		}
+		left(t, tpm)
+	}
+}
