@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -264,7 +266,14 @@ func (f failsAt) Send(cmd []byte) ([]byte, error) {
 
 func indices(t *testing.T, n *vm.NitroTPM) []tpm2.TPMHandle {
 	t.Helper()
-	response, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: 0x01000000, PropertyCount: 16}.Execute(n)
+	return handles(t, n, 0x01000000)
+}
+
+// handles are those of a kind that a TPM has, from the first of the kind on (TPM 2.0
+// part 2, section 7.2).
+func handles(t *testing.T, tpm transport.TPM, first uint32) []tpm2.TPMHandle {
+	t.Helper()
+	response, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 16}.Execute(tpm)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,6 +282,173 @@ func indices(t *testing.T, n *vm.NitroTPM) []tpm2.TPMHandle {
 		t.Fatal(err)
 	}
 	return list.Handle
+}
+
+// TestNothingStays asks several hundred times, many at once, for documents and for
+// what is refused. When it is over there is nothing of it: in the TPM no index, session
+// or key, in the process no goroutine and no open file. bench/serve.sh soak does it
+// 100,000 times, with the real process.
+func TestNothingStays(t *testing.T) {
+	n, open := nitro(t)
+	url, s := start(t, Config{OpenTPM: open, Rate: 1e6, Burst: 1e6, Queue: 400})
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	body := fmt.Sprintf(`{"nonce": %q}`, base64.StdEncoding.EncodeToString(nonce))
+	ask := func(body string, want int) {
+		response, err := client.Post(url+"/v1/attestation", "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer response.Body.Close()
+		if content, err := io.ReadAll(response.Body); err != nil || response.StatusCode != want {
+			t.Errorf("status %d, want %d: %.100q, %v", response.StatusCode, want, content, err)
+		}
+	}
+	ask(body, 200)
+	files := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			testenv.Missing(t, err)
+		}
+		return len(entries)
+	}
+	// What is closed is gone a moment later.
+	settle := func(what string, count func() int, base int) {
+		for deadline := time.Now().Add(20 * time.Second); count() > base; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %d, and %d before", what, count(), base)
+			}
+		}
+	}
+	time.Sleep(100 * time.Millisecond)
+	goroutines, opened := runtime.NumGoroutine(), files()
+	var all sync.WaitGroup
+	for k := range 360 {
+		all.Go(func() {
+			switch k % 6 {
+			case 0, 1, 2:
+				ask(body, 200)
+			case 3:
+				ask(`{"nonce": "AAAA"}`, 400)
+			case 4:
+				ask(strings.Repeat(" ", 9000), 413)
+			case 5:
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(k)*time.Millisecond)
+				defer cancel()
+				_, _, _ = Fetch(ctx, url, nonce) // goes away somewhere on the way
+			}
+		})
+	}
+	all.Wait()
+	settle("requests in the queue", func() int { return len(s.queue) }, 0)
+	settle("goroutines", runtime.NumGoroutine, goroutines)
+	settle("open files", files, opened)
+	for what, first := range map[string]uint32{"NV indices": 0x01000000, "sessions": 0x02000000, "saved sessions": 0x03000000, "keys": 0x80000000} {
+		if h := handles(t, n, first); len(h) > 0 {
+			t.Errorf("%s left behind: %x", what, h)
+		}
+	}
+}
+
+// TestTPMResets resets the TPM between two requests, lets it suspend, and resets it
+// in the middle of a request, at each of its commands. That request fails, or does
+// not mind; the next is answered, and nothing is left.
+func TestTPMResets(t *testing.T) {
+	n, err := vm.EmulateNitroTPM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	soft, reset := testenv.ResettableTPM(t)
+	n.Layer(soft)
+	var at atomic.Uint32
+	url, _ := start(t, Config{Rate: 1e6, Burst: 1e6, OpenTPM: func(context.Context) (transport.TPMCloser, error) {
+		return intercepted{n, func(code uint32) []byte {
+			if at.CompareAndSwap(code, 0) {
+				reset(n, tpm2.TPMSUClear)
+			}
+			return nil
+		}}, nil
+	}})
+	fetch := func(when string) {
+		t.Helper()
+		if _, _, err := Fetch(t.Context(), url, nonce); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+		if left := slices.Concat(indices(t, n), handles(t, n, 0x02000000), handles(t, n, 0x80000000)); len(left) > 0 {
+			t.Errorf("%s: left behind: %x", when, left)
+		}
+	}
+	fetch("first")
+	reset(n, tpm2.TPMSUState)
+	fetch("after a suspend")
+	reset(n, tpm2.TPMSUClear)
+	fetch("after a reset")
+	for _, code := range []tpm2.TPMCC{
+		tpm2.TPMCCGetCapability, tpm2.TPMCCContextLoad, tpm2.TPMCCStartAuthSession, tpm2.TPMCCNVDefineSpace, tpm2.TPMCCNVWrite,
+		tpm2.TPMCCNVReadPublic, 0x20000001, tpm2.TPMCCNVRead, tpm2.TPMCCNVUndefineSpace, tpm2.TPMCCFlushContext,
+	} {
+		at.Store(uint32(code))
+		if _, _, err := Fetch(t.Context(), url, nonce); err != nil && !strings.Contains(err.Error(), `502 Bad Gateway: "the TPM gave no document"`) {
+			t.Errorf("reset at %#x: %v", uint32(code), err)
+		}
+		if at.Swap(0) != 0 {
+			t.Errorf("there is no command %#x", uint32(code))
+		}
+		fetch(fmt.Sprintf("after a reset at %#x", uint32(code)))
+	}
+}
+
+// TestTPMIsBusy has a TPM that wants each command sent again, as it may when it tests
+// itself, and one that never does anything else.
+func TestTPMIsBusy(t *testing.T) {
+	n, open := nitro(t)
+	retry := []byte{0x80, 1, 0, 0, 0, 10, 0, 0, 9, 0x22} // TPM_RC_RETRY
+	var always atomic.Bool
+	refused := map[uint32]bool{}
+	url, _ := start(t, Config{OpenTPM: func(ctx context.Context) (transport.TPMCloser, error) {
+		tpm, err := open(ctx)
+		return intercepted{tpm, func(code uint32) []byte {
+			if always.Load() || !refused[code] {
+				refused[code] = true
+				return retry
+			}
+			return nil
+		}}, err
+	}})
+	if _, _, err := Fetch(t.Context(), url, nonce); err != nil {
+		t.Error(err)
+	}
+	always.Store(true)
+	if _, _, err := Fetch(t.Context(), url, nonce); err == nil || !strings.Contains(err.Error(), "502 Bad Gateway") {
+		t.Errorf("error %v", err)
+	}
+	always.Store(false)
+	if _, _, err := Fetch(t.Context(), url, nonce); err != nil {
+		t.Error(err)
+	}
+	if left := indices(t, n); len(left) > 0 {
+		t.Errorf("NV indices left behind: %x", left)
+	}
+}
+
+// intercepted is a TPM that a test answers for, as none can be made to do.
+type intercepted struct {
+	transport.TPM
+	answer func(code uint32) []byte // nil to go on
+}
+
+func (i intercepted) Send(cmd []byte) ([]byte, error) {
+	if response := i.answer(binary.BigEndian.Uint32(cmd[6:])); response != nil {
+		return response, nil
+	}
+	return i.TPM.Send(cmd)
+}
+
+func (i intercepted) Close() error {
+	if c, ok := i.TPM.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
 }
 
 // TestQueue lets one request have the TPM, fill the queue, and one more come.
@@ -402,6 +578,54 @@ func TestSlowClients(t *testing.T) {
 	}
 	if _, _, err := Fetch(t.Context(), url, nonce); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSlowBodies has clients that send the header or the body of a request a byte at a
+// time. They hold a connection, and neither the TPM nor a place in its queue, so that
+// others are answered meanwhile.
+func TestSlowBodies(t *testing.T) {
+	_, open := nitro(t)
+	url, s := start(t, Config{OpenTPM: open, Connections: 64, Queue: 2, Rate: 1e6, Burst: 1e6})
+	address := strings.TrimPrefix(url, "https://")
+	body := fmt.Sprintf(`{"nonce": %q}`, base64.StdEncoding.EncodeToString(nonce))
+	head := fmt.Sprintf("POST /v1/attestation HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", len(body))
+	ctx, cancel := context.WithCancel(t.Context())
+	var slow sync.WaitGroup
+	defer slow.Wait()
+	defer cancel()
+	for k := range 48 {
+		conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		sent := len(head) - 4 // what comes at once
+		if k%2 == 0 {
+			sent = len(head)
+		}
+		slow.Go(func() {
+			request := []byte(head + body)
+			_, err := conn.Write(request[:sent])
+			for _, b := range request[sent:] {
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(time.Second): // longer than the service waits for all
+				}
+				if _, err = conn.Write([]byte{b}); err != nil {
+					return // cut off
+				}
+			}
+		})
+	}
+	for range 10 {
+		if _, _, err := Fetch(t.Context(), url, nonce); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(s.queue) > 0 {
+		t.Errorf("%d wait for the TPM", len(s.queue))
 	}
 }
 
