@@ -700,7 +700,7 @@ func TestFetchRefuses(t *testing.T) {
 		"endless": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 1<<20)) }, "more than 16384 bytes"},
 		"elsewhere": {func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://example.com", http.StatusTemporaryRedirect)
-		}, "redirects"},
+		}, "it answers 307 Temporary Redirect"},
 		"hostile": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "{\"error\": \"\x1b[2J\"}", 500) }, `500 Internal Server Error: ""`},
 	} {
 		server := httptest.NewTLSServer(tc.handler)
