@@ -11,7 +11,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/org/attestable-image-action/internal/nitrotpm"
+	"github.com/org/attestable-image-action/internal/nsm"
+	"github.com/org/attestable-image-action/nitrotpm"
 )
 
 // tpmWait is how long a command waits for a TPM that is in use.
@@ -44,7 +45,7 @@ that others keep there is touched.`,
 			if f, ok := a.stdout.(*os.File); ok && output == "" && term.IsTerminal(int(f.Fd())) {
 				return usagef("a document is binary, and standard output is a terminal: give --output FILE, or pipe it")
 			}
-			var request nitrotpm.Request
+			var request nsm.Request
 			var err error
 			if request.Nonce, err = hexOrFile("nonce", nonce); err != nil {
 				return err
@@ -80,7 +81,7 @@ that others keep there is touched.`,
 
 // attestationDocument gets a document, and looks at it as far as one can who was
 // given no policy: a TPM that returns rubbish is found here.
-func (a *app) attestationDocument(ctx context.Context, device string, request nitrotpm.Request) ([]byte, error) {
+func (a *app) attestationDocument(ctx context.Context, device string, request nsm.Request) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, tpmWait)
 	defer cancel()
 	tpm, err := a.openTPM(ctx, device)
@@ -88,7 +89,7 @@ func (a *app) attestationDocument(ctx context.Context, device string, request ni
 		return nil, err
 	}
 	defer tpm.Close()
-	document, err := nitrotpm.Get(tpm, request)
+	document, err := nsm.Get(tpm, request)
 	if err != nil {
 		return nil, err
 	}

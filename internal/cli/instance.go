@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,8 +19,8 @@ import (
 	"github.com/org/attestable-image-action/internal/gha"
 	"github.com/org/attestable-image-action/internal/kmspolicy"
 	"github.com/org/attestable-image-action/internal/measure"
-	"github.com/org/attestable-image-action/internal/nitrotpm"
 	"github.com/org/attestable-image-action/internal/server"
+	"github.com/org/attestable-image-action/nitrotpm"
 )
 
 // freshNonce is the size of a nonce that is drawn here, in bytes.
@@ -115,7 +116,7 @@ func (a *app) verifyInstance(ctx context.Context, f instanceFlags, subject strin
 		return fmt.Errorf("%s: %w", subject, err)
 	}
 	verdict, err := policy.Verify(document)
-	if err != nil {
+	if verdict == nil {
 		return err
 	}
 	if remote {
@@ -287,7 +288,12 @@ func (s subjectName) String() string { return string(s) }
 // printInstance prints the verdict, and says on standard error what first does not
 // hold.
 func (a *app) printInstance(format, subject string, d *nitrotpm.Document, verdict *nitrotpm.Verdict) error {
-	failed, bad := verdict.Failed()
+	var failed nitrotpm.Check
+	first := slices.IndexFunc(verdict.Checks, func(c nitrotpm.Check) bool { return !c.OK })
+	bad := first >= 0
+	if bad {
+		failed = verdict.Checks[first]
+	}
 	if format == "json" {
 		out := instanceVerification{
 			Subject: subject, Verified: !bad, ModuleID: d.ModuleID, Timestamp: d.Timestamp.Format(time.RFC3339),

@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/org/attestable-image-action/internal/gha"
-	"github.com/org/attestable-image-action/internal/nitrotpm"
+	"github.com/org/attestable-image-action/internal/nsm"
 )
 
 // Exit statuses of every command.
@@ -65,7 +65,7 @@ func Main(ctx context.Context, args []string, templates fs.FS) int {
 
 func run(ctx context.Context, a *app, args []string) int {
 	if a.openTPM == nil {
-		a.openTPM = nitrotpm.Open
+		a.openTPM = nsm.Open
 	}
 	root := newRootCommand(a)
 	root.SetArgs(args)

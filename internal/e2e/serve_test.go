@@ -16,10 +16,10 @@ import (
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
-	"github.com/org/attestable-image-action/internal/nitrotpm"
 	"github.com/org/attestable-image-action/internal/server"
 	"github.com/org/attestable-image-action/internal/testenv"
 	"github.com/org/attestable-image-action/internal/vm"
+	"github.com/org/attestable-image-action/nitrotpm"
 )
 
 // stalling is a TPM that stops at a command until it may go on. As a device does, it
@@ -120,12 +120,8 @@ func TestServeIsKilled(t *testing.T) {
 			}
 			p := policy
 			p.PublicKey = key
-			verdict, err := p.Verify(d)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if c, refused := verdict.Failed(); refused {
-				t.Errorf("%s: expected %s, found %s", c.Name, c.Expected, c.Found)
+			if _, err := p.Verify(d); err != nil {
+				t.Error(err)
 			}
 			if left := indices(); len(left) > 0 {
 				t.Errorf("NV indices left behind: %x", left)

@@ -11,8 +11,9 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/org/attestable-image-action/internal/nitrotpm"
+	"github.com/org/attestable-image-action/internal/nsm"
 	"github.com/org/attestable-image-action/internal/strictjson"
+	"github.com/org/attestable-image-action/nitrotpm"
 )
 
 // request is the body of POST /v1/attestation; bytes are base64 in JSON.
@@ -43,9 +44,9 @@ func (s *Server) attestation(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusServiceUnavailable, "too many requests wait for the TPM; try again later")
 		return
 	}
-	document, err := s.document(r.Context(), nitrotpm.Request{Nonce: asked.Nonce, UserData: asked.UserData, PublicKey: s.publicKey})
+	document, err := s.document(r.Context(), nsm.Request{Nonce: asked.Nonce, UserData: asked.UserData, PublicKey: s.publicKey})
 	switch {
-	case errors.Is(err, nitrotpm.ErrNotNitroTPM):
+	case errors.Is(err, nsm.ErrNotNitroTPM):
 		fail(w, http.StatusNotImplemented, "this machine has no NitroTPM", err)
 	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled):
 		w.Header().Set("Retry-After", retryAfter)
@@ -60,7 +61,7 @@ func (s *Server) attestation(w http.ResponseWriter, r *http.Request) {
 
 // document waits for the TPM and asks it. A caller that goes away is not waited
 // for, but a command that was begun comes to its end, so that nothing stays behind.
-func (s *Server) document(ctx context.Context, request nitrotpm.Request) ([]byte, error) {
+func (s *Server) document(ctx context.Context, request nsm.Request) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, tpmTime)
 	defer cancel()
 	select {

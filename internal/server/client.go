@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/org/attestable-image-action/internal/nitrotpm"
+	"github.com/org/attestable-image-action/nitrotpm"
 )
 
 // Bounds of a client.

@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2/transport"
 
-	"github.com/org/attestable-image-action/internal/nitrotpm"
+	"github.com/org/attestable-image-action/internal/nsm"
 )
 
 // Config is how to serve.
@@ -57,9 +57,9 @@ type Server struct {
 	certificate tls.Certificate
 	publicKey   []byte // of the TLS key: SubjectPublicKeyInfo in DER
 	rate        *bucket
-	queue       chan struct{}     // requests that have the TPM or wait for it
-	tpm         chan struct{}     // of one: who has the TPM
-	attester    nitrotpm.Attester // of who has the TPM
+	queue       chan struct{} // requests that have the TPM or wait for it
+	tpm         chan struct{} // of one: who has the TPM
+	attester    nsm.Attester  // of who has the TPM
 	handler     http.Handler
 }
 

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/org/attestable-image-action/internal/nitrotpm"
+	"github.com/org/attestable-image-action/internal/nsm"
 	"github.com/org/attestable-image-action/internal/testenv"
 )
 
@@ -60,12 +60,12 @@ func TestAWSAttest(t *testing.T) {
 		})
 	}
 	// Our own client works on the same device.
-	opened, err := nitrotpm.Open(t.Context(), device)
+	opened, err := nsm.Open(t.Context(), device)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer opened.Close()
-	document, err := nitrotpm.Get(opened, nitrotpm.Request{Nonce: []byte("n")})
+	document, err := nsm.Get(opened, nsm.Request{Nonce: []byte("n")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/org/attestable-image-action/internal/measure"
-	"github.com/org/attestable-image-action/internal/nitrotpm"
+	"github.com/org/attestable-image-action/internal/nsm"
 	"github.com/org/attestable-image-action/internal/testenv"
 )
 
@@ -52,7 +52,7 @@ func TestBootNitroTPM(t *testing.T) {
 				return nil, nil
 			}
 			listed = true
-			document, err = nitrotpm.Get(next, nitrotpm.Request{Nonce: []byte("n")})
+			document, err = nsm.Get(next, nsm.Request{Nonce: []byte("n")})
 			cancel()
 			return nil, nil
 		}}

@@ -18,7 +18,8 @@ const PCRCount = 24
 const PCRSize = 48
 
 // Document is an attestation document as it was received. Nothing in it is
-// believed before Policy.Verify says so.
+// believed before [Policy.Verify] says so. The fields are what the signed payload
+// says; who changes one changes what is compared, and not what is signed.
 type Document struct {
 	// ModuleID names the TPM: "i-…-tpm0000000000000000".
 	ModuleID string
@@ -26,7 +27,7 @@ type Document struct {
 	Digest string
 	// Timestamp is when the document was made, to the millisecond.
 	Timestamp time.Time
-	// PCRs are values of 48 bytes by number, 0 to 23.
+	// PCRs are values of 48 bytes by number, 0 to 23. A genuine document has all.
 	PCRs map[int][]byte
 	// Certificate holds the key that signed, and CABundle the chain above it as
 	// it was sent: the root first.

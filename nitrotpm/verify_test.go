@@ -7,13 +7,14 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"math/big"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/org/attestable-image-action/internal/nitrotpm"
+	"github.com/org/attestable-image-action/nitrotpm"
 )
 
 func TestVerify(t *testing.T) {
@@ -58,9 +59,6 @@ func TestVerify(t *testing.T) {
 			verdict, err := p.Verify(parsed)
 			if err != nil {
 				t.Fatal(err)
-			}
-			if c, failed := verdict.Failed(); failed {
-				t.Errorf("%s: expected %s, found %s", c.Name, c.Expected, c.Found)
 			}
 			if len(p.Accept) > 0 && verdict.Generation != "image:v1" {
 				t.Errorf("generation %q", verdict.Generation)
@@ -257,17 +255,28 @@ func TestVerifyRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 			verdict, err := p.Verify(parsed)
-			if err != nil {
-				t.Fatal(err)
+			var refused *nitrotpm.RefusedError
+			if !errors.As(err, &refused) || verdict == nil {
+				t.Fatalf("verdict %v, error %v", verdict, err)
 			}
-			c, failed := verdict.Failed()
-			if !failed {
-				t.Fatal("accepted")
+			if !slices.Contains(verdict.Checks, refused.Check) || refused.Check.OK {
+				t.Errorf("%+v is not what fails in %+v", refused.Check, verdict.Checks)
 			}
+			c := refused.Check
 			if c.Name != tc.check || !strings.Contains(c.Found, tc.found) {
 				t.Errorf("failed at %s (expected %s, found %s), want %s with %q", c.Name, c.Expected, c.Found, tc.check, tc.found)
 			}
 		})
+	}
+}
+
+// TestVerifyNotParsed: what Parse did not read is no document, and no panic either.
+func TestVerifyNotParsed(t *testing.T) {
+	p := newIssuer(t).policy()
+	for name, d := range map[string]*nitrotpm.Document{"none": nil, "made by hand": {ModuleID: moduleID, PCRs: pcrs(), Nonce: nonce}} {
+		if verdict, err := p.Verify(d); err == nil || verdict != nil || !strings.Contains(err.Error(), "not read by Parse") {
+			t.Errorf("%s: verdict %v, error %v", name, verdict, err)
+		}
 	}
 }
 

@@ -3,7 +3,7 @@ package nitrotpm_test
 import (
 	"testing"
 
-	"github.com/org/attestable-image-action/internal/nitrotpm"
+	"github.com/org/attestable-image-action/nitrotpm"
 )
 
 // BenchmarkVerify measures reading a document and checking all of it.

@@ -1,4 +1,4 @@
-package nitrotpm_test
+package nsm_test
 
 import (
 	"context"
@@ -9,25 +9,25 @@ import (
 	"testing"
 	"time"
 
-	"github.com/org/attestable-image-action/internal/nitrotpm"
+	"github.com/org/attestable-image-action/internal/nsm"
 )
 
 // TestOpen opens a device that every machine has in the place of a TPM: what is
 // tested is who may have it.
 func TestOpen(t *testing.T) {
 	const device = "/dev/full"
-	first, err := nitrotpm.Open(t.Context(), device)
+	first, err := nsm.Open(t.Context(), device)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := nitrotpm.Open(ctx, device); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), device+" is in use") {
+	if _, err := nsm.Open(ctx, device); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), device+" is in use") {
 		t.Errorf("error %v", err)
 	}
 	second := make(chan error, 1)
 	go func() {
-		tpm, err := nitrotpm.Open(t.Context(), device)
+		tpm, err := nsm.Open(t.Context(), device)
 		if err == nil {
 			err = tpm.Close()
 		}
@@ -50,7 +50,7 @@ func TestOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, reason := range map[string]string{file: "is not a device", file + "x": "this machine has none"} {
-		if _, err := nitrotpm.Open(t.Context(), path); err == nil || !strings.Contains(err.Error(), reason) {
+		if _, err := nsm.Open(t.Context(), path); err == nil || !strings.Contains(err.Error(), reason) {
 			t.Errorf("%s: error %v", path, err)
 		}
 	}

@@ -1,4 +1,4 @@
-package nitrotpm
+package nsm
 
 import (
 	"crypto/rand"
@@ -12,6 +12,8 @@ import (
 	"github.com/fxamacker/cbor/v2"
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/org/attestable-image-action/nitrotpm"
 )
 
 // Request is what the caller wants to have in a document. Each may be nil, and has
@@ -79,8 +81,8 @@ func (request Request) ask(tpm transport.TPM, kept **savedKey) (document []byte,
 		name  string
 		value []byte
 	}{{"user_data", request.UserData}, {"nonce", request.Nonce}, {"public_key", request.PublicKey}} {
-		if len(f.value) > MaxField {
-			return nil, fmt.Errorf("request attestation document: %s has %d bytes, more than %d", f.name, len(f.value), MaxField)
+		if len(f.value) > nitrotpm.MaxField {
+			return nil, fmt.Errorf("request attestation document: %s has %d bytes, more than %d", f.name, len(f.value), nitrotpm.MaxField)
 		}
 	}
 	tpm = patient{tpm}
@@ -503,7 +505,7 @@ func (b *buffer) read() (document []byte, err error) {
 		}
 		answer = append(answer, chunk.Data.Buffer...)
 		var item cbor.RawMessage
-		switch _, err := lenient.UnmarshalFirst(answer, &item); {
+		switch _, err := answers.UnmarshalFirst(answer, &item); {
 		case err == nil:
 			return readAnswer(item)
 		case !errors.Is(err, io.ErrUnexpectedEOF):
@@ -513,25 +515,47 @@ func (b *buffer) read() (document []byte, err error) {
 	return nil, errors.New("read the answer: it does not end")
 }
 
+// answers reads what a NitroTPM writes into the index, where maps may have an
+// indefinite length. It refuses whatever could be read in two ways.
+var answers = func() cbor.DecMode {
+	mode, err := cbor.DecOptions{
+		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
+		TagsMd:            cbor.TagsForbidden,
+		UTF8:              cbor.UTF8RejectInvalid,
+		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
+		MaxNestedLevels:   4,
+		MaxArrayElements:  32,
+		MaxMapPairs:       32,
+	}.DecMode()
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return mode
+}()
+
+// isByteString tells a byte string (CBOR major type 2) from what the decoder would
+// also put into a slice of bytes, such as an array of small numbers.
+func isByteString(item []byte) bool { return len(item) > 0 && item[0]>>5 == 2 }
+
 // readAnswer reads {"Attestation": {"document": bytes}} or {"Error": text}.
 func readAnswer(item []byte) ([]byte, error) {
 	var answer map[string]cbor.RawMessage
-	if err := lenient.Unmarshal(item, &answer); err != nil {
+	if err := answers.Unmarshal(item, &answer); err != nil {
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}
 	if raw, failed := answer["Error"]; failed {
 		var code string
-		if err := lenient.Unmarshal(raw, &code); err != nil {
+		if err := answers.Unmarshal(raw, &code); err != nil {
 			return nil, fmt.Errorf("read the answer's error: %w", err)
 		}
 		return nil, fmt.Errorf("the NitroTPM refuses the request: %q", code)
 	}
 	var attestation map[string]cbor.RawMessage
-	if err := lenient.Unmarshal(answer["Attestation"], &attestation); err != nil || !isByteString(attestation["document"]) {
+	if err := answers.Unmarshal(answer["Attestation"], &attestation); err != nil || !isByteString(attestation["document"]) {
 		return nil, errors.New("read the answer: it has neither a document nor an error")
 	}
 	var document []byte
-	if err := lenient.Unmarshal(attestation["document"], &document); err != nil {
+	if err := answers.Unmarshal(attestation["document"], &document); err != nil {
 		return nil, fmt.Errorf("read the answer: document: %w", err)
 	}
 	return document, nil

@@ -11,10 +11,11 @@ import (
 )
 
 // Policy is what a document must be. Every part that would weaken the verdict by
-// being left out has to be left out in words: AnyNonce, AnyPCRs.
+// being left out has to be left out in words: AnyNonce, AnyPCRs. The zero value
+// therefore is refused.
 type Policy struct {
-	// Roots are the roots to believe; none means AWSRoot. Giving others is for
-	// emulators, and then AWS's is not believed.
+	// Roots are the roots to believe; none means that of AWSRoot. Giving others is
+	// for emulators, and then AWS's is not believed.
 	Roots []Root
 	// At is the time of the check; the zero value means now.
 	At time.Time
@@ -128,12 +129,12 @@ func (p Policy) Validate() error {
 // roots are those that are believed, and how to say so.
 func (p Policy) roots() (roots []Root, words string) {
 	if len(p.Roots) == 0 {
-		return []Root{AWSRoot}, "AWS's, " + AWSRoot.String()
+		return []Root{AWSRoot()}, "AWS's, " + AWSRoot().String()
 	}
 	hexes := make([]string, len(p.Roots))
 	for i, r := range p.Roots {
 		hexes[i] = r.String()
-		if r == AWSRoot {
+		if r == AWSRoot() {
 			hexes[i] = "AWS's, " + hexes[i]
 		}
 	}

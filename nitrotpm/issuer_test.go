@@ -14,7 +14,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
-	"github.com/org/attestable-image-action/internal/nitrotpm"
+	"github.com/org/attestable-image-action/nitrotpm"
 )
 
 // issuer signs documents as AWS does, each part of which a test may change first.

@@ -1,4 +1,4 @@
-package nitrotpm
+package nsm
 
 import (
 	"bytes"

@@ -6,9 +6,9 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// Limits of what is read.
+// Limits of what is read, for those who read it from somewhere.
 const (
-	// MaxDocument bounds a document, in bytes. The protocol carries 8192.
+	// MaxDocument bounds a document, in bytes. The TPM's protocol carries 8192.
 	MaxDocument = 16 << 10
 	// MaxField bounds nonce, user_data, public_key and each certificate, in bytes.
 	MaxField = 1024

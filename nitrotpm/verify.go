@@ -7,6 +7,7 @@ import (
 	"crypto/sha512"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"math/big"
@@ -19,8 +20,12 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// Check is one thing that was demanded: what was expected, and what was found.
+// Check is one thing that was demanded: what was expected, and what was found. Both
+// are for people, and their wording may change; Name and OK are for programs.
 type Check struct {
+	// Name is "root", "certificates", "chain", "leaf key", "leaf usage", "module",
+	// "signature", "timestamp", "nonce", "PCRs" or "PCR 4" and so on, "user_data" or
+	// "public_key".
 	Name     string `json:"name"`
 	Expected string `json:"expected"`
 	Found    string `json:"found"`
@@ -28,7 +33,8 @@ type Check struct {
 }
 
 // Verdict is everything that was demanded of a document, in order. One check that
-// does not hold makes the document worthless, whatever the others say.
+// does not hold makes the document worthless, whatever the others say. Later
+// versions may check more.
 type Verdict struct {
 	Checks []Check `json:"checks"`
 	// Generation is the name of the accepted reference that matches; empty where
@@ -36,14 +42,13 @@ type Verdict struct {
 	Generation string `json:"generation,omitempty"`
 }
 
-// Failed returns the first check that does not hold.
-func (v *Verdict) Failed() (Check, bool) {
-	for _, c := range v.Checks {
-		if !c.OK {
-			return c, true
-		}
-	}
-	return Check{}, false
+// RefusedError says that a document is not what the policy demands.
+type RefusedError struct {
+	Check Check // the first one that does not hold
+}
+
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("attestation document refused: %s: expected %s, found %s", e.Check.Name, e.Check.Expected, e.Check.Found)
 }
 
 func (v *Verdict) add(name, expected, found string, ok bool) {
@@ -59,11 +64,16 @@ const (
 	nothing = "nothing"
 )
 
-// Verify checks a document. The error is about the policy; whatever is wrong with
-// the document is in the verdict.
+// Verify checks a document. Only without an error may it be believed: a
+// *RefusedError names the first check that does not hold, and then the verdict has
+// them all. Any other error is about the policy, or about a document that Parse did
+// not make; then there is no verdict.
 func (p Policy) Verify(d *Document) (*Verdict, error) {
 	if err := p.Validate(); err != nil {
 		return nil, fmt.Errorf("verify attestation document: %w", err)
+	}
+	if d == nil || d.signature == nil {
+		return nil, errors.New("verify attestation document: it was not read by Parse")
 	}
 	if p.At.IsZero() {
 		p.At = time.Now()
@@ -81,6 +91,11 @@ func (p Policy) Verify(d *Document) (*Verdict, error) {
 	p.checkPCRs(v, d)
 	checkBytes(v, "user_data", p.UserData, d.UserData)
 	checkBytes(v, "public_key", p.PublicKey, d.PublicKey)
+	for _, c := range v.Checks {
+		if !c.OK {
+			return v, &RefusedError{c}
+		}
+	}
 	return v, nil
 }
 
@@ -166,8 +181,8 @@ func checkLeaf(v *Verdict, d *Document) {
 	v.add("leaf usage", usage, found, found == usage)
 
 	// The subject is MODULE.REGION.aws, and its issuer's INSTANCE.REGION.aws.….
-	expected := d.ModuleID + ".…"
-	v.add("module", expected, leaf.Subject.CommonName, strings.HasPrefix(leaf.Subject.CommonName, d.ModuleID+"."))
+	expected := strconv.Quote(d.ModuleID + ".…")
+	v.add("module", expected, strconv.Quote(leaf.Subject.CommonName), strings.HasPrefix(leaf.Subject.CommonName, d.ModuleID+"."))
 }
 
 // checkSignature checks ES384 (RFC 9053, section 2.1) over the Sig_structure (RFC
