@@ -1,5 +1,6 @@
-// Package awskms signs with an RSA key that AWS KMS keeps: the key never leaves
-// the service, and only digests of 32 bytes are sent to it.
+// Package awskms uses keys that AWS KMS keeps and that never leave the service. Open
+// signs with an RSA key, to which only digests of 32 bytes are sent. Decrypt has a
+// secret decrypted for the instance that an attestation document vouches for.
 package awskms
 
 import (

@@ -18,6 +18,7 @@ func commands(a *app) []*cobra.Command {
 		newRegisterAMICommand(a),
 		newDeregisterAMICommand(a),
 		newAttestationDocumentCommand(a),
+		newKMSDecryptCommand(a),
 		newServeCommand(a),
 		newStepSummaryCommand(a),
 	}
