@@ -22,7 +22,7 @@ func newBootCommand(a *app) *cobra.Command {
 	var until, serialLog, format, accel string
 	var limit time.Duration
 	var memory int
-	var console, nitroTPM bool
+	var console, nitroTPM, outbound bool
 	var firmware vm.Firmware
 	var rootFile string
 	var forwards []string
@@ -37,11 +37,12 @@ The PCRs are compared at the hand-over from firmware to kernel. Without --until
 the boot ends there; with it, when that text has appeared on the serial line.
 
 With --forward the guest has a network, on which it is reached at these ports and
-reaches nobody, and runs until the command is interrupted (Ctrl-C). With --nitrotpm
-its TPM answers for
-attestation documents as a NitroTPM does. Whatever is signed then says that it is
-emulated, and chains to a root that is made for this boot and written to
---nitrotpm-root, for verify instance --root.`,
+reaches nobody, and runs until the command is interrupted (Ctrl-C). With --outbound
+it may open connections, too: to this machine's 127.0.0.1 as 10.0.2.2, and to
+whatever this machine reaches. With --nitrotpm its TPM answers for attestation
+documents as a NitroTPM does. Whatever is signed then says that it is emulated, and
+chains to a root that is made for this boot and written to --nitrotpm-root, for
+verify instance --root.`,
 		Example: `  attestable-image boot image.raw
   attestable-image boot image.raw --nitrotpm --nitrotpm-root root.pem --forward 8443
   attestable-image boot image.raw --until "ready" --serial-log serial.log
@@ -80,7 +81,7 @@ emulated, and chains to a root that is made for this boot and written to
 			boot := vm.Options{
 				Disk: args[0], Arch: p.Architecture, Accel: accel, Memory: memory,
 				Firmware: firmware, SecureBoot: o.SecureBoot, TimeLimit: limit, SerialLog: serialLog,
-				Forwards: forwarded, UntilDone: len(forwarded) > 0 && until == "",
+				Forwards: forwarded, Outbound: outbound, UntilDone: len(forwarded) > 0 && until == "",
 			}
 			if nitroTPM {
 				emulated, err := vm.EmulateNitroTPM()
@@ -128,6 +129,7 @@ emulated, and chains to a root that is made for this boot and written to
 	flags.StringVar(&firmware.Code, "firmware-code", "", "UEFI firmware in `FILE` (default the distribution's OVMF or AAVMF); needs --firmware-vars")
 	flags.StringVar(&firmware.Vars, "firmware-vars", "", "the firmware's variables to start with, in `FILE`, which is copied")
 	flags.StringArrayVar(&forwards, "forward", nil, "lead `PORT` of 127.0.0.1 to the same port of the guest, HOST:GUEST to another")
+	flags.BoolVar(&outbound, "outbound", false, "let the guest open connections, to this machine (10.0.2.2) and beyond")
 	flags.BoolVar(&nitroTPM, "nitrotpm", false, "emulate a NitroTPM; needs --nitrotpm-root")
 	flags.StringVar(&rootFile, "nitrotpm-root", "", "`FILE` for the root certificate of the emulated NitroTPM")
 	flags.StringVar(&format, "format", "table", "table for people, or json for programs")

@@ -56,6 +56,9 @@ type Options struct {
 	// Forwards are ports of the loopback interface that lead to the guest. Without
 	// any the guest has no network; with one it has an address and reaches nobody.
 	Forwards []Forward
+	// Outbound lets the guest open connections, too: to this machine's loopback
+	// interface at 10.0.2.2, and to whatever this machine reaches.
+	Outbound bool
 	// Layers stand between the guest and its TPM; the first is next to the TPM.
 	Layers []Layer
 }

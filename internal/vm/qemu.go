@@ -92,15 +92,19 @@ func arguments(o *Options, disk, cpu string) []string {
 		"-device", "virtio-blk-pci,drive=disk,bootindex=0",
 		"-device", "virtio-rng-pci",
 	}
-	if len(o.Forwards) == 0 {
+	if len(o.Forwards) == 0 && !o.Outbound {
 		args = append(args, "-nic", "none")
 	} else {
 		var forwards strings.Builder
 		for _, f := range o.Forwards {
 			fmt.Fprintf(&forwards, ",hostfwd=tcp:127.0.0.1:%d-:%d", f.Host, f.Guest)
 		}
-		// The guest reaches nobody. Without its ROM the firmware has nothing to boot from the network with.
-		args = append(args, "-netdev", "user,id=net,restrict=on"+forwards.String(), "-device", "virtio-net-pci,netdev=net,romfile=")
+		restrict := "on"
+		if o.Outbound {
+			restrict = "off"
+		}
+		// Without its ROM the firmware has nothing to boot from the network with.
+		args = append(args, "-netdev", "user,id=net,restrict="+restrict+forwards.String(), "-device", "virtio-net-pci,netdev=net,romfile=")
 	}
 	if o.Firmware.SMM {
 		args = append(args, "-global", "driver=cfi.pflash01,property=secure,value=on")
