@@ -38,6 +38,22 @@ data "aws_iam_policy_document" "key" {
     }
   }
 
+  # Sealing a secret for the instances reveals nothing, and needs no attestation.
+  dynamic "statement" {
+    for_each = length(var.key_encrypters) > 0 ? [var.key_encrypters] : []
+
+    content {
+      sid       = "Encrypt"
+      actions   = ["kms:DescribeKey", "kms:Encrypt"]
+      resources = ["*"]
+
+      principals {
+        type        = "AWS"
+        identifiers = statement.value
+      }
+    }
+  }
+
   # One statement for each condition: a block that held all of them would also
   # let in their mixtures.
   dynamic "statement" {

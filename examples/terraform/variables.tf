@@ -35,6 +35,12 @@ variable "key_administrators" {
   }
 }
 
+variable "key_encrypters" {
+  description = "ARNs of the roles that may encrypt with the key, to seal a secret for the instances. They cannot decrypt."
+  type        = list(string)
+  default     = []
+}
+
 variable "kms_conditions" {
   description = "Condition blocks, as JSON: output kms-conditions of the action, or each block that kms-policy prints. One for each generation of the image that runs."
   type        = list(string)

@@ -358,12 +358,14 @@ func TestTerraformExampleBindsTheImage(t *testing.T) {
 		}
 		printed = append(printed, cty.StringVal(string(text)))
 	}
-	const admin, role = "arn:aws:iam::111122223333:role/key-admin", "arn:aws:iam::111122223333:role/image"
+	const admin, role, seal = "arn:aws:iam::111122223333:role/key-admin", "arn:aws:iam::111122223333:role/image", "arn:aws:iam::111122223333:role/seal"
+	encrypters := cty.ListValEmpty(cty.String)
 	context := func(conditions []cty.Value) *hcl.EvalContext {
 		return &hcl.EvalContext{
 			Variables: map[string]cty.Value{
 				"var": cty.ObjectVal(map[string]cty.Value{
 					"kms_conditions": cty.ListVal(conditions), "key_administrators": cty.ListVal([]cty.Value{cty.StringVal(admin)}),
+					"key_encrypters": encrypters,
 				}),
 				"aws_iam_role": cty.ObjectVal(map[string]cty.Value{"image": cty.ObjectVal(map[string]cty.Value{"arn": cty.StringVal(role)})}),
 			},
@@ -403,31 +405,34 @@ func TestTerraformExampleBindsTheImage(t *testing.T) {
 		}
 		return list
 	}
-	var got []iamStatement
-	policy := content(blockOf(t, blocks, "data.aws_iam_policy_document.key").Body, &hcl.BodySchema{Blocks: []hcl.BlockHeaderSchema{{Type: "statement"}}})
-	for _, block := range policy.Blocks {
-		c := content(block.Body, &hcl.BodySchema{
-			Attributes: attributes("sid", "actions", "resources"), Blocks: []hcl.BlockHeaderSchema{{Type: "principals"}, {Type: "condition"}},
-		})
-		s := iamStatement{Sid: texts(c, "sid")[0], Effect: "Allow", Principal: map[string]stringOrList{}, Action: texts(c, "actions"), Resource: texts(c, "resources")}
-		for _, inner := range c.Blocks {
-			switch inner.Type {
-			case "principals":
-				p := content(inner.Body, &hcl.BodySchema{Attributes: attributes("type", "identifiers")})
-				s.Principal[texts(p, "type")[0]] = texts(p, "identifiers")
-			case "condition":
-				p := content(inner.Body, &hcl.BodySchema{Attributes: attributes("test", "variable", "values")})
-				if s.Condition == nil {
-					s.Condition = map[string]map[string]stringOrList{}
+	statements := func() (got []iamStatement) {
+		t.Helper()
+		policy := content(blockOf(t, blocks, "data.aws_iam_policy_document.key").Body, &hcl.BodySchema{Blocks: []hcl.BlockHeaderSchema{{Type: "statement"}}})
+		for _, block := range policy.Blocks {
+			c := content(block.Body, &hcl.BodySchema{
+				Attributes: attributes("sid", "actions", "resources"), Blocks: []hcl.BlockHeaderSchema{{Type: "principals"}, {Type: "condition"}},
+			})
+			s := iamStatement{Sid: texts(c, "sid")[0], Effect: "Allow", Principal: map[string]stringOrList{}, Action: texts(c, "actions"), Resource: texts(c, "resources")}
+			for _, inner := range c.Blocks {
+				switch inner.Type {
+				case "principals":
+					p := content(inner.Body, &hcl.BodySchema{Attributes: attributes("type", "identifiers")})
+					s.Principal[texts(p, "type")[0]] = texts(p, "identifiers")
+				case "condition":
+					p := content(inner.Body, &hcl.BodySchema{Attributes: attributes("test", "variable", "values")})
+					if s.Condition == nil {
+						s.Condition = map[string]map[string]stringOrList{}
+					}
+					test := texts(p, "test")[0]
+					if s.Condition[test] == nil {
+						s.Condition[test] = map[string]stringOrList{}
+					}
+					s.Condition[test][texts(p, "variable")[0]] = texts(p, "values")
 				}
-				test := texts(p, "test")[0]
-				if s.Condition[test] == nil {
-					s.Condition[test] = map[string]stringOrList{}
-				}
-				s.Condition[test][texts(p, "variable")[0]] = texts(p, "values")
 			}
+			got = append(got, s)
 		}
-		got = append(got, s)
+		return got
 	}
 
 	administrator, err := kmspolicy.ParsePrincipal(admin)
@@ -438,18 +443,29 @@ func TestTerraformExampleBindsTheImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := (&kmspolicy.KeyPolicy{
-		Administrators: []kmspolicy.Principal{administrator}, Users: []kmspolicy.Principal{user}, Conditions: conditions, Generations: rolling,
-	}).JSON()
+	sealer, err := kmspolicy.ParsePrincipal(seal)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var want struct{ Statement []iamStatement }
-	if err := json.Unmarshal(text, &want); err != nil {
-		t.Fatal(err)
-	}
-	if len(got) != 3 || !reflect.DeepEqual(got, want.Statement) {
-		t.Errorf("the example makes\n%+v\nand kms-policy\n%+v", got, want.Statement)
+	for number, mayEncrypt := range map[int][]kmspolicy.Principal{3: nil, 4: {sealer}} {
+		if encrypters = cty.ListValEmpty(cty.String); mayEncrypt != nil {
+			encrypters = cty.ListVal([]cty.Value{cty.StringVal(seal)})
+		}
+		ctx = context(printed)
+		got := statements()
+		text, err := (&kmspolicy.KeyPolicy{
+			Administrators: []kmspolicy.Principal{administrator}, Encrypters: mayEncrypt, Users: []kmspolicy.Principal{user}, Conditions: conditions, Generations: rolling,
+		}).JSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want struct{ Statement []iamStatement }
+		if err := json.Unmarshal(text, &want); err != nil {
+			t.Fatal(err)
+		}
+		if len(got) != number || !reflect.DeepEqual(got, want.Statement) {
+			t.Errorf("the example makes\n%+v\nand kms-policy\n%+v", got, want.Statement)
+		}
 	}
 
 	// What is no condition is refused by the variable.

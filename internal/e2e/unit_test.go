@@ -16,8 +16,12 @@ import (
 func TestUnits(t *testing.T) {
 	analyze := testenv.Tool(t, "systemd-analyze")
 	dir := t.TempDir()
-	for _, name := range []string{"attestable-image.service", "attestable-image.socket"} {
-		content, err := os.ReadFile(filepath.Join(testenv.Root(t), "kiwi-templates/serve/usr/lib/systemd/system", name))
+	for name, folder := range map[string]string{
+		"attestable-image.service":        "kiwi-templates/serve/usr/lib/systemd/system",
+		"attestable-image.socket":         "kiwi-templates/serve/usr/lib/systemd/system",
+		"attestable-image-secret.service": "examples/systemd",
+	} {
+		content, err := os.ReadFile(filepath.Join(testenv.Root(t), folder, name))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -27,10 +31,11 @@ func TestUnits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	service := filepath.Join(dir, "attestable-image.service")
+	service, secret := filepath.Join(dir, "attestable-image.service"), filepath.Join(dir, "attestable-image-secret.service")
 	for _, args := range [][]string{
-		{"verify", "--man=no", "--recursive-errors=no", service, filepath.Join(dir, "attestable-image.socket")},
+		{"verify", "--man=no", "--recursive-errors=no", service, filepath.Join(dir, "attestable-image.socket"), secret},
 		{"security", "--offline=yes", "--threshold=20", "--no-pager", service},
+		{"security", "--offline=yes", "--threshold=20", "--no-pager", secret},
 	} {
 		if out, err := exec.Command(analyze, args...).CombinedOutput(); err != nil || args[0] == "verify" && len(out) > 0 {
 			t.Errorf("systemd-analyze %s: %v\n%s", args[0], err, out)
