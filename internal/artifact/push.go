@@ -178,11 +178,21 @@ func (c *Content) annotations() (map[string]string, error) {
 	return annotations, nil
 }
 
-// creationTime is now, or what SOURCE_DATE_EPOCH says, in seconds since 1970.
+// creationTime is now, or what SOURCE_DATE_EPOCH says.
 func creationTime() (time.Time, error) {
+	t, set, err := SourceDateEpoch()
+	if err != nil || set {
+		return t, err
+	}
+	return time.Now(), nil
+}
+
+// SourceDateEpoch is the time that the environment variable SOURCE_DATE_EPOCH says, in
+// seconds since 1970; set is false when it says none.
+func SourceDateEpoch() (t time.Time, set bool, err error) {
 	epoch := os.Getenv("SOURCE_DATE_EPOCH")
 	if epoch == "" {
-		return time.Now(), nil
+		return time.Time{}, false, nil
 	}
 	const year9999 = 253402300799 // the last second that RFC 3339 can say
 	seconds, err := strconv.ParseInt(epoch, 10, 64)
@@ -190,7 +200,7 @@ func creationTime() (time.Time, error) {
 		err = errors.New("out of range")
 	}
 	if err != nil {
-		return time.Time{}, fmt.Errorf("read the environment variable SOURCE_DATE_EPOCH: %q is no number of seconds since 1970", epoch)
+		return time.Time{}, false, fmt.Errorf("read the environment variable SOURCE_DATE_EPOCH: %q is no number of seconds since 1970", epoch)
 	}
-	return time.Unix(seconds, 0), nil
+	return time.Unix(seconds, 0), true, nil
 }

@@ -8,6 +8,7 @@ func commands(a *app) []*cobra.Command {
 		newBuildCommand(a),
 		newMeasureCommand(a),
 		newInspectCommand(a),
+		newSBOMCommand(a),
 		newSignCommand(a),
 		newBootCommand(a),
 		newPushCommand(a),
