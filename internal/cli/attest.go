@@ -20,6 +20,7 @@ import (
 
 // attestFlags are the flags of attest.
 type attestFlags struct {
+	sboms                      sbomFiles
 	signingConfig, trustedRoot string
 	localTrust                 string
 	bundleOutput               string
@@ -42,6 +43,8 @@ read; a private one with GitHub's; --signing-config names another deployment.
 The job needs the permissions id-token: write, attestations: write, and
 packages: write for ghcr.io.
 
+--sbom adds a statement of what is installed, as sbom or another tool lists it.
+
 --local-trust signs without GitHub, with throw-away keys in DIR that are made
 when there are none. Such an attestation proves only that the holder of DIR
 signed; nothing but --local-trust DIR verifies it.`,
@@ -59,6 +62,7 @@ signed; nothing but --local-trust DIR verifies it.`,
 		},
 	}
 	flags := cmd.Flags()
+	f.sboms.add(flags)
 	flags.StringVar(&f.signingConfig, "signing-config", "", "Sigstore signing configuration `FILE` of a private deployment; needs --trusted-root")
 	flags.StringVar(&f.trustedRoot, "trusted-root", "", "Sigstore trusted root `FILE` to verify the new bundles with (default: the public one)")
 	flags.StringVar(&f.localTrust, "local-trust", "", "sign with a local trust root in `DIR`, which is created when it is missing")
@@ -88,6 +92,10 @@ func (a *app) attest(ctx context.Context, f attestFlags, reference string) error
 	if !ref.HasDigest() {
 		return usagef("attest %s: a tag can be moved while one attests: give the digest that push printed, %s@sha256:...", ref, ref.Place())
 	}
+	sboms, err := f.sboms.read()
+	if err != nil {
+		return err
+	}
 	auditReport, err := readAudit(f.audit)
 	if err != nil {
 		return err
@@ -108,6 +116,9 @@ func (a *app) attest(ctx context.Context, f attestFlags, reference string) error
 	if err := checkBeforeAttesting(image, measurements); err != nil {
 		return err
 	}
+	if err := checkSBOMs(sboms, measurements); err != nil {
+		return err
+	}
 	subject := ref.Place()
 	if ref.IsLayout() {
 		subject = image.Name
@@ -116,6 +127,7 @@ func (a *app) attest(ctx context.Context, f attestFlags, reference string) error
 		{predicateType: attest.PredicateProvenance, predicate: job.provenance},
 		{predicateType: attest.PredicateMeasurements, predicate: measurements},
 	}
+	attestations = append(attestations, sbomAttestations(sboms)...)
 	if auditReport != nil {
 		attestations = append(attestations, attestation{predicateType: attest.PredicateAudit, predicate: auditReport})
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/org/attestable-image-action/internal/artifact"
 	"github.com/org/attestable-image-action/internal/attest"
 	"github.com/org/attestable-image-action/internal/disk"
-	"github.com/org/attestable-image-action/internal/gha"
 	"github.com/org/attestable-image-action/internal/sbom"
 )
 
@@ -110,7 +109,7 @@ func (a *app) sbom(ctx context.Context, f sbomFlags, path string) error {
 	if err := artifact.WriteFile(f.output, content); err != nil {
 		return fmt.Errorf("write the bill of materials: %w", err)
 	}
-	return gha.SetOutput("sbom-path", f.output)
+	return nil
 }
 
 // toolVersion is the version of this program, where Go's tools know one.

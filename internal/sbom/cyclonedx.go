@@ -18,6 +18,9 @@ const (
 	propertyBytes  = "attestable-image:disk-size"
 )
 
+// cycloneDXImage is the reference of the disk.
+const cycloneDXImage = "image"
+
 // cycloneDX writes a CycloneDX 1.6 document about the disk. Its components are the
 // operating system, each installed package, and the files that firmware loads.
 func (i *Inventory) cycloneDX(h Heading, number string) ([]byte, error) {
@@ -49,13 +52,13 @@ func (i *Inventory) cycloneDX(h Heading, number string) ([]byte, error) {
 		Lifecycles: &[]cdx.Lifecycle{{Phase: cdx.LifecyclePhasePostBuild}},
 		Tools:      &cdx.ToolsChoice{Components: &[]cdx.Component{{Type: cdx.ComponentTypeApplication, Name: toolName, Version: h.Tool}}},
 		Component: &cdx.Component{
-			BOMRef: "image", Type: cdx.ComponentTypeOS, Name: h.Name, Version: oneLine(h.Version, 200),
+			BOMRef: cycloneDXImage, Type: cdx.ComponentTypeOS, Name: h.Name, Version: oneLine(h.Version, 200),
 			Hashes:     &[]cdx.Hash{{Algorithm: cdx.HashAlgoSHA256, Value: i.Disk.SHA256}},
 			Properties: properties(propertyBytes, strconv.FormatInt(i.Disk.Size, 10)),
 		},
 	}
 	bom.Components = &components
-	bom.Dependencies = &[]cdx.Dependency{{Ref: "image", Dependencies: &refs}}
+	bom.Dependencies = &[]cdx.Dependency{{Ref: cycloneDXImage, Dependencies: &refs}}
 	var out bytes.Buffer
 	if err := cdx.NewBOMEncoder(&out, cdx.BOMFileFormatJSON).SetPretty(true).SetEscapeHTML(false).EncodeVersion(bom, cdx.SpecVersion1_6); err != nil {
 		return nil, err

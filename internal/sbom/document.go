@@ -3,8 +3,10 @@ package sbom
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -70,4 +72,56 @@ func uuidOf(content []byte) string {
 	u[6], u[8] = u[6]&0x0f|0x80, u[8]&0x3f|0x80
 	h := hex.EncodeToString(u)
 	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// DiskDigest is the SHA-256, in lower-case hex, of the disk that a document of ours
+// says that it is about; it is empty for a document of anybody else. The document is
+// JSON of one of the formats.
+func DiskDigest(document []byte) (string, error) {
+	var d struct {
+		Namespace string `json:"documentNamespace"`
+		Packages  []struct {
+			ID        string `json:"SPDXID"`
+			Checksums []struct {
+				Algorithm string `json:"algorithm"`
+				Value     string `json:"checksumValue"`
+			} `json:"checksums"`
+		} `json:"packages"`
+		Metadata struct {
+			Tools     json.RawMessage `json:"tools"` // a list before CycloneDX 1.5
+			Component struct {
+				Ref    string `json:"bom-ref"`
+				Hashes []struct {
+					Algorithm string `json:"alg"`
+					Value     string `json:"content"`
+				} `json:"hashes"`
+			} `json:"component"`
+		} `json:"metadata"`
+	}
+	if err := json.Unmarshal(document, &d); err != nil {
+		return "", fmt.Errorf("read the bill of materials: %w", err)
+	}
+	var tools struct {
+		Components []struct {
+			Name string `json:"name"`
+		} `json:"components"`
+	}
+	ours := json.Unmarshal(d.Metadata.Tools, &tools) == nil && len(tools.Components) == 1 && tools.Components[0].Name == toolName
+	if c := d.Metadata.Component; ours && c.Ref == cycloneDXImage {
+		for _, h := range c.Hashes {
+			if h.Algorithm == "SHA-256" {
+				return h.Value, nil
+			}
+		}
+	}
+	if strings.HasPrefix(d.Namespace, spdxNamespace) {
+		for _, p := range d.Packages {
+			for _, c := range p.Checksums {
+				if p.ID == "SPDXRef-"+spdxImage && c.Algorithm == "SHA256" {
+					return c.Value, nil
+				}
+			}
+		}
+	}
+	return "", nil
 }

@@ -21,6 +21,8 @@ const (
 	spdxDocument = "DOCUMENT"
 	spdxImage    = "Image"
 	spdxOS       = "OperatingSystem"
+
+	spdxNamespace = "https://github.com/org/attestable-image-action/sbom/"
 )
 
 // spdx writes an SPDX 2.3 document: a package for the disk, which contains one for
@@ -30,7 +32,7 @@ func (i *Inventory) spdx(h Heading, number string) ([]byte, error) {
 	doc := &v2_3.Document{
 		SPDXVersion: v2_3.Version, DataLicense: v2_3.DataLicense, SPDXIdentifier: spdxDocument,
 		DocumentName:      h.Name,
-		DocumentNamespace: "https://github.com/org/attestable-image-action/sbom/" + number,
+		DocumentNamespace: spdxNamespace + number,
 		CreationInfo: &v2_3.CreationInfo{
 			LicenseListVersion: spdxListVersion(),
 			Creators:           []common.Creator{{CreatorType: "Tool", Creator: h.tool()}},

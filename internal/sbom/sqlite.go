@@ -341,8 +341,10 @@ type sqliteValue struct {
 	bytes []byte
 }
 
-func (v sqliteValue) isInteger() bool { return v.kind >= 1 && v.kind <= 6 || v.kind == 8 || v.kind == 9 }
-func (v sqliteValue) isBlob() bool    { return v.kind >= 12 && v.kind%2 == 0 }
+func (v sqliteValue) isInteger() bool {
+	return v.kind >= 1 && v.kind <= 6 || v.kind == 8 || v.kind == 9
+}
+func (v sqliteValue) isBlob() bool { return v.kind >= 12 && v.kind%2 == 0 }
 
 // integer is the value of an integer.
 func (v sqliteValue) integer() int64 {
