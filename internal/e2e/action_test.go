@@ -34,6 +34,7 @@ func TestActionRefuses(t *testing.T) {
 		{"with a key and no certificate", map[string]string{"template": "debian", "secure-boot-key": "awskms:alias/key"}, tokens, "only one of the inputs 'secure-boot-key' and 'secure-boot-cert' has a value"},
 		{"with no boolean", map[string]string{"template": "debian", "push": "yes"}, tokens, "'push' must be true or false"},
 		{"with no boolean for the service", map[string]string{"template": "debian", "serve": "8443"}, tokens, "'serve' must be true or false"},
+		{"with no format", map[string]string{"template": "debian", "sbom": "swid"}, tokens, "'sbom' must be spdx, cyclonedx, both or none"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir, run := checkout(t, actionWorkflow(c.inputs, ""))
@@ -73,7 +74,7 @@ func TestAction(t *testing.T) {
 	registry := testenv.StartRegistry(t)
 	keep := t.TempDir()
 	inputs := map[string]string{
-		"template": "debian", "name": "demo", "version": "1.2.3", "overlay": "overlay", "serve": "true",
+		"template": "debian", "name": "demo", "version": "1.2.3", "overlay": "overlay", "serve": "true", "sbom": "both",
 		"package-source": os.Getenv("ATTESTABLE_IMAGE_PACKAGE_SOURCE"),
 		"image":          registry.Host + "/octo-org/image", "tags": releaseTag + "\nlatest",
 		"signing-config": stack.SigningConfig, "trusted-root": stack.TrustedRoot,
@@ -85,7 +86,9 @@ func TestAction(t *testing.T) {
           IMAGE_PATH: ${{ steps.image.outputs.image-path }}
           MEASUREMENTS_PATH: ${{ steps.image.outputs.measurements-path }}
           BUNDLE_PATH: ${{ steps.image.outputs.bundle-path }}
+          SBOM_PATH: ${{ steps.image.outputs.sbom-path }}
         run: |
+          while read -r path; do cp "$path" "$KEEP/"; done <<<"$SBOM_PATH"
           cp --sparse=always "$IMAGE_PATH" "$KEEP/image.raw"
           cp "$MEASUREMENTS_PATH" "$KEEP/measurements.json"
           cp "$BUNDLE_PATH" "$KEEP/bundles.jsonl"
@@ -144,6 +147,21 @@ func TestAction(t *testing.T) {
 	t.Run("audit", func(t *testing.T) {
 		ghVerify(t, stack, run, "oci://"+a.reference, attest.PredicateAudit, nil, "--bundle", a.bundleFile(t, attest.PredicateAudit)).accepts(t)
 		cosignVerify(t, stack, run, a.reference, attest.PredicateAudit).accepts(t)
+	})
+	t.Run("sbom", func(t *testing.T) {
+		testenv.ValidateSPDX(t, filepath.Join(keep, "sbom.spdx.json"))
+		testenv.ValidateCycloneDX(t, filepath.Join(keep, "sbom.cdx.json"))
+		for predicateType, file := range map[string]string{"https://spdx.dev/Document/v2.3": "sbom.spdx.json", attest.PredicateCycloneDX: "sbom.cdx.json"} {
+			content, err := os.ReadFile(filepath.Join(keep, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := attest.SBOMPredicateType(content); err != nil || got != predicateType {
+				t.Errorf("%s is of type %q: %v", file, got, err)
+			}
+			ghVerify(t, stack, run, "oci://"+a.reference, predicateType, nil, "--bundle", a.bundleFile(t, predicateType)).accepts(t)
+			cosignVerify(t, stack, run, a.reference, predicateType).accepts(t)
+		}
 	})
 	t.Run("accepted", a.acceptedByAll)
 	t.Run("tampered", a.refusedWhenTampered)
