@@ -158,15 +158,14 @@ func (e *debExpression) alternatives(text string) (term, error) {
 // precedence joins terms, "and" first. There is one operator less than terms.
 func precedence(terms []term, operators []string) term {
 	var alternatives []term
-	group := []term{terms[0]}
-	for i, operator := range operators {
+	first := 0
+	for i, operator := range append(operators, "or") {
 		if operator == "or" {
-			alternatives = append(alternatives, join("AND", group))
-			group = nil
+			alternatives = append(alternatives, join("AND", terms[first:i+1]))
+			first = i + 1
 		}
-		group = append(group, terms[i+1])
 	}
-	return join("OR", append(alternatives, join("AND", group)))
+	return join("OR", alternatives)
 }
 
 // splitOperators splits at the words "and" and "or": at those with a comma before

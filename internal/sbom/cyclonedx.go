@@ -38,7 +38,7 @@ func (i *Inventory) cycloneDX(h Heading, number string) ([]byte, error) {
 		components = append(components, cdx.Component{
 			BOMRef: "boot-file-" + strconv.Itoa(n+1), Type: cdx.ComponentTypeFile, Name: b.Path, Description: b.comment(),
 			Hashes:     &[]cdx.Hash{{Algorithm: cdx.HashAlgoSHA256, Value: b.SHA256}},
-			Properties: properties(propertyKernel, b.Kernel),
+			Properties: properties(property{propertyKernel, b.Kernel}),
 		})
 	}
 	refs := make([]string, 0, len(components))
@@ -54,7 +54,7 @@ func (i *Inventory) cycloneDX(h Heading, number string) ([]byte, error) {
 		Component: &cdx.Component{
 			BOMRef: cycloneDXImage, Type: cdx.ComponentTypeOS, Name: h.Name, Version: oneLine(h.Version, 200),
 			Hashes:     &[]cdx.Hash{{Algorithm: cdx.HashAlgoSHA256, Value: i.Disk.SHA256}},
-			Properties: properties(propertyBytes, strconv.FormatInt(i.Disk.Size, 10)),
+			Properties: properties(property{propertyBytes, strconv.FormatInt(i.Disk.Size, 10)}),
 		},
 	}
 	bom.Components = &components
@@ -78,8 +78,8 @@ func (p *Package) cycloneDX(o OS) (cdx.Component, error) {
 	c := cdx.Component{
 		BOMRef: purl, Type: cdx.ComponentTypeLibrary, Name: p.Name, Version: p.FullVersion(), PackageURL: purl, Description: p.Summary,
 		Publisher: p.Maintainer,
-		Properties: properties(propertySource, p.sourceName(), propertySize, size, propertyState, p.State,
-			propertyNoted, p.License.Comment),
+		Properties: properties(property{propertySource, p.sourceName()}, property{propertySize, size},
+			property{propertyState, p.State}, property{propertyNoted, p.License.Comment}),
 	}
 	if p.Vendor != "" {
 		c.Publisher, c.Supplier = p.Vendor, &cdx.OrganizationalEntity{Name: p.Vendor}
@@ -104,12 +104,15 @@ func (p *Package) cycloneDX(o OS) (cdx.Component, error) {
 	return c, nil
 }
 
-// properties are pairs of a name and a value, without those that are empty.
-func properties(pairs ...string) *[]cdx.Property {
+// property is one of a component.
+type property struct{ name, value string }
+
+// properties are those that have a value.
+func properties(all ...property) *[]cdx.Property {
 	var list []cdx.Property
-	for n := 0; n < len(pairs); n += 2 {
-		if pairs[n+1] != "" {
-			list = append(list, cdx.Property{Name: pairs[n], Value: pairs[n+1]})
+	for _, p := range all {
+		if p.value != "" {
+			list = append(list, cdx.Property{Name: p.name, Value: p.value})
 		}
 	}
 	if len(list) == 0 {

@@ -174,7 +174,8 @@ func findRoot(d *disk.Disk, gpt *disk.GPT, esp *disk.Partition) (number int, roo
 // hasDatabase reports whether a file system has a package database that is read, or
 // one that ought to be.
 func hasDatabase(root fs.FS) (bool, error) {
-	names := []string{dpkgStatus, dpkgStatusDir}
+	names := make([]string, 0, 32)
+	names = append(names, dpkgStatus, dpkgStatusDir)
 	for _, dir := range rpmDirs {
 		for _, name := range rpmFiles {
 			names = append(names, path.Join(dir, name))

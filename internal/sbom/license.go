@@ -60,7 +60,7 @@ func newLicenseRef(name, text string, texts *textBudget) LicenseRef {
 	if id != "" {
 		id += "-"
 	}
-	return LicenseRef{ID: "LicenseRef-" + id + hex.EncodeToString(sum[:4]), Name: name, Text: text}
+	return LicenseRef{ID: "LicenseRef-" + id + hex.EncodeToString(sum[:6]), Name: name, Text: text}
 }
 
 // spdxID replaces what may not stand in an SPDX identifier.

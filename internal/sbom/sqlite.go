@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -173,9 +174,7 @@ func (db *sqlite) readWAL(wal []byte) error {
 		if db.newer == nil {
 			db.newer = map[int64][]byte{}
 		}
-		for n, p := range pending {
-			db.newer[n] = p
-		}
+		maps.Copy(db.newer, pending)
 		clear(pending)
 		db.pages = size
 	}
@@ -381,14 +380,19 @@ func sqliteColumn(record []byte, column int) (sqliteValue, error) {
 			return sqliteValue{}, errors.New("the record's header is cut off")
 		}
 		header = header[n:]
-		size := uint64(0)
-		switch {
-		case kind >= 12:
-			size = (kind - 12) / 2
-		case kind == 10 || kind == 11:
+		var size uint64
+		switch kind {
+		case 0, 8, 9: // NULL, and the numbers 0 and 1
+		case 1, 2, 3, 4:
+			size = kind
+		case 5:
+			size = 6
+		case 6, 7:
+			size = 8
+		case 10, 11:
 			return sqliteValue{}, fmt.Errorf("the record has a value of the type %d, which SQLite keeps for itself", kind)
 		default:
-			size = []uint64{0, 1, 2, 3, 4, 6, 8, 8, 0, 0}[kind]
+			size = (kind - 12) / 2
 		}
 		if size > uint64(len(body)) {
 			return sqliteValue{}, errors.New("a value of the record is cut off")
