@@ -2,9 +2,12 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -161,6 +164,13 @@ func TestAction(t *testing.T) {
 			}
 			ghVerify(t, stack, run, "oci://"+a.reference, predicateType, nil, "--bundle", a.bundleFile(t, predicateType)).accepts(t)
 			cosignVerify(t, stack, run, a.reference, predicateType).accepts(t)
+			// As README has it: the statement that verified is the one to read.
+			printed := ghVerify(t, stack, run, "oci://"+a.reference, predicateType, nil, "--bundle", a.bundleFile(t, predicateType),
+				"--format", "json", "--jq", ".[0].verificationResult.statement.predicate")
+			var want, got any
+			if err := errors.Join(printed.err, json.Unmarshal(content, &want), json.Unmarshal([]byte(printed.output), &got)); err != nil || !reflect.DeepEqual(want, got) {
+				t.Errorf("gh prints another document than %s: %v\n%.300s", file, err, printed.output)
+			}
 		}
 	})
 	t.Run("accepted", a.acceptedByAll)

@@ -26,7 +26,11 @@ var copyrightFormat = lazyregexp.New(`^https?://(www\.)?debian\.org/doc/packagin
 // error; that the disk cannot be read is one.
 func debLicense(root fs.FS, name string, texts *textBudget) (License, error) {
 	file := path.Join(docDir, name, "copyright")
+	if texts.files <= 0 {
+		return License{Comment: fmt.Sprintf("/%s was not read: the image's copyright files have more than %d bytes.", file, maxCopyrights)}, nil
+	}
 	content, _, err := readFile(root, file, maxCopyright)
+	texts.files -= int64(len(content))
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR):
 		return License{Comment: "The image has no /" + file + "."}, nil
@@ -77,7 +81,7 @@ func parseCopyright(content string, texts *textBudget) (License, error) {
 		whole, _, _ := strings.Cut(license, "\n")
 		synopses = []string{strings.Join(strings.Fields(whole), " ")}
 	}
-	e := debExpression{licenses: licenses, texts: texts, refs: map[string]LicenseRef{}}
+	e := debExpression{licenses: licenses, texts: texts, refs: map[string]LicenseRef{}, known: map[string]string{}}
 	var terms []term
 	seen := map[string]bool{}
 	for _, s := range synopses {
@@ -118,6 +122,7 @@ type debExpression struct {
 	licenses map[string]string // texts by the synopses that they stand under
 	texts    *textBudget
 	refs     map[string]LicenseRef
+	known    map[string]string // identifiers by short names
 	names    int
 }
 
@@ -203,12 +208,15 @@ func (e *debExpression) name(name string) (term, error) {
 	if len(name) > maxLicenseName {
 		return term{}, fmt.Errorf("it has a name of a licence of %d bytes", len(name))
 	}
-	if id, ok := debLicenseID(name); ok {
-		return one(id), nil
+	id, ok := e.known[name]
+	if !ok {
+		if id, ok = debLicenseID(name); !ok {
+			ref := newLicenseRef(name, e.licenses[name], e.texts)
+			id, e.refs[ref.ID] = ref.ID, ref
+		}
+		e.known[name] = id
 	}
-	ref := newLicenseRef(name, e.licenses[name], e.texts)
-	e.refs[ref.ID] = ref
-	return one(ref.ID), nil
+	return one(id), nil
 }
 
 // debShortNames are the short names of copyright format 1.0 that SPDX calls

@@ -183,7 +183,7 @@ func TestCopyright(t *testing.T) {
 		"a long name":                {files(strings.Repeat("x", 60)), "LicenseRef-" + strings.Repeat("x", 40) + "-*"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, err := parseCopyright(c.content, &textBudget{left: maxTexts})
+			l, err := parseCopyright(c.content, newTextBudget())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -208,7 +208,7 @@ func TestCopyright(t *testing.T) {
 		"nothing but lines": {"\n\n", "names no licence"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, err := parseCopyright(c.content, &textBudget{left: maxTexts})
+			l, err := parseCopyright(c.content, newTextBudget())
 			if c.want == "" {
 				return // it has only to come back
 			}
@@ -230,7 +230,7 @@ func starred(l License) string {
 
 func TestLicenseTexts(t *testing.T) {
 	content := format + "\nFiles: a\nLicense: own\n One.\n .\n  Two.\n\nFiles: b\nLicense: other\n\nLicense: other\n Three.\n\nFiles: c\nLicense: none\n"
-	l, err := parseCopyright(content, &textBudget{left: maxTexts})
+	l, err := parseCopyright(content, newTextBudget())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,12 +242,12 @@ func TestLicenseTexts(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	// The same name with another text is another licence.
-	second, err := parseCopyright(strings.Replace(content, "Three.", "Four.", 1), &textBudget{left: maxTexts})
+	second, err := parseCopyright(strings.Replace(content, "Three.", "Four.", 1), newTextBudget())
 	if err != nil || second.Expression == l.Expression {
 		t.Errorf("%s, %v", second.Expression, err)
 	}
 	// Texts have an end; which licence it is does not change by that.
-	short, err := parseCopyright(content, &textBudget{left: 8})
+	short, err := parseCopyright(content, &textBudget{texts: 8, known: map[string]string{}})
 	if err != nil || short.Expression != l.Expression || !slices.ContainsFunc(short.Refs, func(r LicenseRef) bool { return strings.Contains(r.Text, "left out") }) {
 		t.Errorf("%+v, %v", short, err)
 	}
@@ -335,7 +335,7 @@ func FuzzCopyright(f *testing.F) {
 	f.Add(format + "\nFiles: *\nLicense: GPL-2+ or Expat, and ISC\n text\n .\n\nLicense: Expat\n more\n")
 	f.Add(format + "License: GPL-2 with OpenSSL exception\n")
 	f.Fuzz(func(t *testing.T, content string) {
-		l, err := parseCopyright(content, &textBudget{left: 1000})
+		l, err := parseCopyright(content, &textBudget{texts: 1000, known: map[string]string{}})
 		if err != nil {
 			return
 		}
@@ -377,5 +377,22 @@ func checkExpression(t *testing.T, l License) {
 	}
 	if depth != 0 || l.Expression == "" {
 		t.Errorf("%q", l.Expression)
+	}
+}
+
+// TestManyCopyrights has very many packages share one long copyright file: it is read
+// only so often.
+func TestManyCopyrights(t *testing.T) {
+	texts := newTextBudget()
+	texts.files = 150
+	root := rootFS(map[string]string{"usr/share/doc/a/copyright": format + "\nFiles: *\nLicense: own\n text\n"})
+	for n, want := range []bool{true, true, false, false} {
+		l, err := debLicense(root, "a", texts)
+		if err != nil || (l.Expression != "") != want || !want && !strings.Contains(l.Comment, "was not read") {
+			t.Errorf("%d: %+v, %v", n, l, err)
+		}
+	}
+	if used := maxTexts - texts.texts; used != len("text") {
+		t.Errorf("the same text took %d bytes", used)
 	}
 }

@@ -53,7 +53,7 @@ func (i *Inventory) readDpkg(ctx context.Context, root fs.FS) error {
 	if err != nil {
 		return err
 	}
-	texts := &textBudget{left: maxTexts}
+	texts := newTextBudget()
 	for _, p := range packages {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/org/attestable-image-action/internal/disk"
 )
 
@@ -79,8 +81,8 @@ func (p *Package) key() string {
 }
 
 const (
-	// maxPackages bounds a database; the whole of Debian has some 70,000.
-	maxPackages = 200_000
+	// maxPackages bounds a database; the largest images have a tenth of it.
+	maxPackages = 50_000
 	// maxDatabase bounds a file of a package database, in bytes.
 	maxDatabase = 256 << 20
 	// maxSmallFile bounds os-release, in bytes.
@@ -195,7 +197,7 @@ func hasDatabase(root fs.FS) (bool, error) {
 // exists reports whether a file is there, following symbolic links.
 func exists(root fs.FS, name string) (bool, error) {
 	_, err := fs.Stat(root, name)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return false, nil
 	}
 	return err == nil, err

@@ -35,24 +35,32 @@ const (
 	// names. What is longer is text that nobody meant for a program.
 	maxLicenseName  = 200
 	maxLicenseNames = 500
-	// maxTexts bounds all texts of licences together, in bytes.
+	// maxTexts bounds all texts of licences together, in bytes; the same text of
+	// several packages counts once.
 	maxTexts = 8 << 20
+	// maxCopyrights bounds all copyright files together, in bytes. Those of a desktop
+	// have some 100 MiB.
+	maxCopyrights = 1 << 30
 )
 
-// textBudget is how many bytes of licence texts may still be kept.
-type textBudget struct{ left int }
+// textBudget is how many bytes of licences may still be read and kept.
+type textBudget struct {
+	files int64             // to read
+	texts int               // to keep
+	known map[string]string // texts that are kept, by the IDs of their licences
+}
+
+func newTextBudget() *textBudget {
+	return &textBudget{files: maxCopyrights, texts: maxTexts, known: map[string]string{}}
+}
 
 // newLicenseRef is a licence that SPDX's list does not have. Short names mean what
 // the text beside them says, and in another package something else.
-func newLicenseRef(name, text string, texts *textBudget) LicenseRef {
+func newLicenseRef(name, text string, budget *textBudget) LicenseRef {
 	if text == "" {
 		text = "The image has no text of this licence where it names it."
 	}
 	sum := sha256.Sum256([]byte(name + "\x00" + text))
-	if len(text) > texts.left {
-		text = "The text of this licence is left out: the texts of the image's licences are too long."
-	}
-	texts.left -= len(text)
 	id := strings.Trim(spdxID(name), "-.")
 	if len(id) > 40 {
 		id = strings.TrimRight(id[:40], "-.")
@@ -60,7 +68,16 @@ func newLicenseRef(name, text string, texts *textBudget) LicenseRef {
 	if id != "" {
 		id += "-"
 	}
-	return LicenseRef{ID: "LicenseRef-" + id + hex.EncodeToString(sum[:6]), Name: name, Text: text}
+	id = "LicenseRef-" + id + hex.EncodeToString(sum[:6])
+	kept, known := budget.known[id]
+	if !known {
+		if kept = text; len(kept) > budget.texts {
+			kept = "The text of this licence is left out: the texts of the image's licences are too long."
+		}
+		budget.texts -= len(kept)
+		budget.known[id] = kept
+	}
+	return LicenseRef{ID: id, Name: name, Text: kept}
 }
 
 // spdxID replaces what may not stand in an SPDX identifier.

@@ -120,7 +120,7 @@ const (
 )
 
 func (i *Inventory) addRPMs(ctx context.Context, headers [][]byte) error {
-	texts := &textBudget{left: maxTexts}
+	texts := newTextBudget()
 	for n, blob := range headers {
 		if err := ctx.Err(); err != nil {
 			return err

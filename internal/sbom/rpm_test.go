@@ -181,7 +181,7 @@ func TestRPMHeader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := h.rpm(&textBudget{left: maxTexts})
+	p, err := h.rpm(newTextBudget())
 	if err != nil || p.Name != "bash" || p.Version != "5.2-1" || p.Epoch != "7" || p.Size != 100 || p.License.Expression != "GPL-3.0-or-later" {
 		t.Fatalf("%+v, %v", p, err)
 	}
@@ -223,7 +223,7 @@ func TestRPMHeader(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h, err := parseRPMHeader(c.blob)
 			if err == nil {
-				_, err = h.rpm(&textBudget{left: maxTexts})
+				_, err = h.rpm(newTextBudget())
 			}
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)
@@ -244,7 +244,7 @@ func TestRPMLicense(t *testing.T) {
 		"": "", "MIT AND": "", "(MIT": "", "MIT)": "", "and": "", "MIT AND OR MIT": "",
 		strings.Repeat("(", 100) + "MIT" + strings.Repeat(")", 100): "", strings.Repeat("x", 300): "",
 	} {
-		l, err := rpmLicense(tag, &textBudget{left: maxTexts})
+		l, err := rpmLicense(tag, newTextBudget())
 		if err != nil || starred(l) != want || l.Comment == "" {
 			t.Errorf("%.40q: %q, want %q (%s; %v)", tag, starred(l), want, l.Comment, err)
 		}
@@ -371,7 +371,7 @@ func FuzzRPMHeader(f *testing.F) {
 		if err != nil {
 			return
 		}
-		p, err := h.rpm(&textBudget{left: 1000})
+		p, err := h.rpm(&textBudget{texts: 1000, known: map[string]string{}})
 		if err != nil {
 			return
 		}
@@ -387,7 +387,7 @@ func FuzzRPMHeader(f *testing.F) {
 func FuzzRPMLicense(f *testing.F) {
 	f.Add("MIT and (BSD or GPLv2+) AND GPL-2.0-only WITH Linux-syscall-note")
 	f.Fuzz(func(t *testing.T, tag string) {
-		if l, err := rpmLicense(tag, &textBudget{left: 1000}); err == nil && l.Expression != "" {
+		if l, err := rpmLicense(tag, &textBudget{texts: 1000, known: map[string]string{}}); err == nil && l.Expression != "" {
 			checkExpression(t, l)
 		}
 	})
