@@ -203,14 +203,19 @@ func checkSPDX(t *testing.T, file string, content []byte) (purls []string) {
 	testenv.ValidateSPDX(t, file)
 	var doc struct {
 		Packages []struct {
-			Name         string
-			ExternalRefs []struct{ ReferenceLocator string }
+			Name                  string
+			PrimaryPackagePurpose string
+			ExternalRefs          []struct{ ReferenceLocator string }
 		}
 	}
 	if err := json.Unmarshal(content, &doc); err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range doc.Packages {
+		// Where SPDX's tools also take a hyphen, the schema of its JSON does not.
+		if !slices.Contains([]string{"OTHER", "OPERATING_SYSTEM", "INSTALL"}, p.PrimaryPackagePurpose) {
+			t.Errorf("the purpose of %s is %q", p.Name, p.PrimaryPackagePurpose)
+		}
 		for _, r := range p.ExternalRefs {
 			purls = append(purls, r.ReferenceLocator)
 		}

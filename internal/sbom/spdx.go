@@ -56,7 +56,9 @@ func (i *Inventory) spdx(h Heading, number string) ([]byte, error) {
 		PackageName: i.OS.ID, PackageSPDXIdentifier: spdxOS, PackageVersion: i.OS.Version,
 		PackageDownloadLocation: noAssertion, PackageSupplier: &common.Supplier{Supplier: noAssertion},
 		PackageLicenseConcluded: noAssertion, PackageLicenseDeclared: noAssertion, PackageCopyrightText: noAssertion,
-		PackageComment: i.OS.Name, PrimaryPackagePurpose: "OPERATING-SYSTEM",
+		PackageComment: i.OS.Name,
+		// With a hyphen in the specification's text, so in the schema of its JSON.
+		PrimaryPackagePurpose: "OPERATING_SYSTEM",
 	})
 	relate(spdxImage, common.TypeRelationshipContains, spdxOS)
 	refs := map[string]LicenseRef{}
