@@ -55,7 +55,7 @@ else when the package database was last written.`,
 	flags.StringVar(&f.output, "output", "", "write to `FILE` instead of standard output")
 	flags.StringVar(&f.packages, "packages", "", "compare with KIWI's list of packages in `FILE` (NAME.ARCH-VERSION.packages)")
 	flags.StringVar(&f.name, "name", "", "name of the image (default: the disk's file name without .raw)")
-	flags.StringVar(&f.version, "version", "", "version of the image")
+	flags.StringVar(&f.version, "version", "", "version of the image (default: the disk's SHA-256)")
 	return cmd
 }
 

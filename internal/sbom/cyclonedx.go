@@ -52,7 +52,7 @@ func (i *Inventory) cycloneDX(h Heading, number string) ([]byte, error) {
 		Lifecycles: &[]cdx.Lifecycle{{Phase: cdx.LifecyclePhasePostBuild}},
 		Tools:      &cdx.ToolsChoice{Components: &[]cdx.Component{{Type: cdx.ComponentTypeApplication, Name: toolName, Version: h.Tool}}},
 		Component: &cdx.Component{
-			BOMRef: cycloneDXImage, Type: cdx.ComponentTypeOS, Name: h.Name, Version: oneLine(h.Version, 200),
+			BOMRef: cycloneDXImage, Type: cdx.ComponentTypeOS, Name: h.Name, Version: h.Version,
 			Hashes:     &[]cdx.Hash{{Algorithm: cdx.HashAlgoSHA256, Value: i.Disk.SHA256}},
 			Properties: properties(property{propertyBytes, strconv.FormatInt(i.Disk.Size, 10)}),
 		},

@@ -31,7 +31,7 @@ func ParseFormat(name string) (Format, error) {
 // Heading is what a document says of itself and of the image.
 type Heading struct {
 	Name    string // of the image
-	Version string // of the image; may be empty
+	Version string // of the image; empty for the digest of the disk
 	Tool    string // version of attestable-image; may be empty
 	// Created is when the document was made. When it is zero, it is when the package
 	// database was last written, so that a disk has one document.
@@ -43,6 +43,9 @@ type Heading struct {
 func (i *Inventory) Document(f Format, h Heading) ([]byte, error) {
 	if h.Name = oneLine(h.Name, 200); h.Name == "" {
 		return nil, errors.New("write the bill of materials: the image has no name")
+	}
+	if h.Version = oneLine(h.Version, 200); h.Version == "" {
+		h.Version = "sha256:" + i.Disk.SHA256
 	}
 	if h.Created.IsZero() {
 		h.Created = i.Changed

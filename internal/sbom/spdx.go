@@ -46,7 +46,7 @@ func (i *Inventory) spdx(h Heading, number string) ([]byte, error) {
 	}
 	relate(spdxDocument, common.TypeRelationshipDescribe, spdxImage)
 	doc.Packages = append(doc.Packages, &v2_3.Package{
-		PackageName: h.Name, PackageSPDXIdentifier: spdxImage, PackageVersion: oneLine(h.Version, 200),
+		PackageName: h.Name, PackageSPDXIdentifier: spdxImage, PackageVersion: h.Version,
 		PackageDownloadLocation: noAssertion, PackageSupplier: &common.Supplier{Supplier: noAssertion},
 		PackageLicenseConcluded: noAssertion, PackageLicenseDeclared: noAssertion, PackageCopyrightText: noAssertion,
 		PackageChecksums:      []common.Checksum{{Algorithm: common.SHA256, Value: i.Disk.SHA256}},
