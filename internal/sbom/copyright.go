@@ -223,8 +223,7 @@ func (e *debExpression) name(name string) (term, error) {
 // otherwise. Left out is what does not say which licence it is: "Artistic", "GPL"
 // and the like without a version, "MIT-like", "public-domain".
 var debShortNames = map[string]string{
-	"expat": "MIT", "bsd-2-clause": "BSD-2-Clause", "bsd-3-clause": "BSD-3-Clause", "bsd-4-clause": "BSD-4-Clause",
-	"cc0": "CC0-1.0", "apache-2": "Apache-2.0", "artistic-2": "Artistic-2.0", "bsl-1": "BSL-1.0", "mpl-2": "MPL-2.0",
+	"expat": "MIT", "cc0": "CC0-1.0", "apache-2": "Apache-2.0", "artistic-2": "Artistic-2.0", "bsl-1": "BSL-1.0", "mpl-2": "MPL-2.0",
 }
 
 // debExceptions are exceptions whose names say which one SPDX has.
