@@ -1,8 +1,8 @@
 // Package retry is an http.RoundTripper that tries again what may work the
 // next time: a connection that failed (but not a name that does not exist), and
-// the answers 408, 429 and 5xx. It is
-// bounded in attempts and time, obeys Retry-After, ends with the context, and
-// when it gives up its error says what the server really answered.
+// the answers 408, 429 and 5xx, and 403 where it says when to come back. It is
+// bounded in attempts and in time altogether, obeys Retry-After, ends with the
+// context, and when it gives up its error says what the server really answered.
 //
 // A request that was repeated may have had its effect the first time: it is for
 // requests where twice is as good as once.
@@ -10,6 +10,7 @@ package retry
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -27,11 +28,9 @@ const (
 	defaultAttempts = 4
 	defaultTimeout  = 30 * time.Second
 	defaultDelay    = 500 * time.Millisecond
+	defaultTotal    = 3 * time.Minute
 	defaultMaxBody  = 64 << 20
 )
-
-// maxDelay bounds the wait before one attempt, whatever Retry-After says.
-const maxDelay = time.Minute
 
 // maxBodyShown is how much of a refusal's body an error shows, in bytes.
 const maxBodyShown = 300
@@ -48,6 +47,10 @@ type Transport struct {
 	// Delay is the wait before the second attempt, which doubles with each
 	// further one; 0 stands for 500 ms.
 	Delay time.Duration
+	// Total bounds all attempts and the waits between them, up to the header of
+	// the answer; 0 stands for 3 min. A server that asks for a longer wait than
+	// is left is not asked again.
+	Total time.Duration
 	// MaxBody bounds an answer's body, in bytes; reading further is an error.
 	// 0 stands for 64 MiB.
 	MaxBody int64
@@ -63,6 +66,7 @@ type StatusError struct {
 	Code     int    // HTTP status
 	Body     string // the beginning of it, on one line
 	Attempts int
+	Wait     time.Duration // that it asked for, where it was too long to be waited out
 }
 
 func (e *StatusError) Error() string {
@@ -72,6 +76,9 @@ func (e *StatusError) Error() string {
 	}
 	if e.Attempts > 1 {
 		message += fmt.Sprintf(" (after %d attempts)", e.Attempts)
+	}
+	if e.Wait > 0 {
+		message += fmt.Sprintf(" (it asks to wait for %s)", e.Wait.Round(time.Second))
 	}
 	return message
 }
@@ -98,7 +105,7 @@ func shown(u *url.URL) string {
 // RoundTrip implements http.RoundTripper. An answer that it would try again
 // for is never returned: after the last attempt it is a *StatusError.
 func (t *Transport) RoundTrip(request *http.Request) (*http.Response, error) {
-	base, attempts, delay := t.Base, t.Attempts, t.Delay
+	base, attempts, delay, total := t.Base, t.Attempts, t.Delay, t.Total
 	if base == nil {
 		base = http.DefaultTransport
 	}
@@ -108,30 +115,38 @@ func (t *Transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	if delay == 0 {
 		delay = defaultDelay
 	}
+	if total == 0 {
+		total = defaultTotal
+	}
+	end := time.Now().Add(total)
 	if request.Body != nil && request.Body != http.NoBody && request.GetBody == nil {
 		attempts = 1 // it cannot be sent again
 	}
 	for attempt := 1; ; attempt++ {
-		response, err := t.once(base, request, attempt)
+		response, err := t.once(base, request, attempt, time.Until(end))
 		if err == nil && !again(response) {
 			return response, nil
 		}
 		wait := delay<<(attempt-1) + rand.N(delay) //nolint:gosec // spreads clients, hides nothing
+		var refusal *StatusError
 		if err == nil {
-			wait = max(wait, retryAfter(response, time.Now()))
-			refusal := NewStatusError(response)
+			asked := retryAfter(response, time.Now())
+			refusal = NewStatusError(response)
 			refusal.Attempts = attempt
 			_ = response.Body.Close()
+			if asked > time.Until(end) {
+				refusal.Wait = asked
+			}
+			wait = max(wait, asked)
 			err = refusal
 		}
 		if ended := t.ended(request); ended != nil {
 			return nil, ended
 		}
-		var unknown *net.DNSError
-		if attempt >= attempts || errors.As(err, &unknown) && unknown.IsNotFound {
+		if attempt >= attempts || wait > time.Until(end) || permanent(err) {
 			return nil, attempted(err, attempt)
 		}
-		timer := time.NewTimer(min(wait, maxDelay))
+		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
 		case <-request.Context().Done():
@@ -144,12 +159,24 @@ func (t *Transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	}
 }
 
-// once sends the request one time.
-func (t *Transport) once(base http.RoundTripper, request *http.Request, attempt int) (*http.Response, error) {
+// permanent reports whether a connection's error will be the same the next
+// time: a name that does not exist, or a server that is not who it should be.
+func permanent(err error) bool {
+	var unknown *net.DNSError
+	if errors.As(err, &unknown) {
+		return unknown.IsNotFound
+	}
+	_, stranger := errors.AsType[*tls.CertificateVerificationError](err)
+	return stranger
+}
+
+// once sends the request one time, and waits no longer than what is left.
+func (t *Transport) once(base http.RoundTripper, request *http.Request, attempt int, left time.Duration) (*http.Response, error) {
 	timeout := t.Timeout
 	if timeout == 0 {
 		timeout = defaultTimeout
 	}
+	timeout = min(timeout, max(left, time.Millisecond)).Round(time.Millisecond)
 	ctx, cancel := context.WithTimeoutCause(request.Context(), timeout, fmt.Errorf("no answer within %s", timeout))
 	stop := func() bool { return true }
 	if t.Context != nil {
@@ -173,11 +200,11 @@ func (t *Transport) once(base http.RoundTripper, request *http.Request, attempt 
 		end()
 		return nil, err
 	}
-	left := t.MaxBody
-	if left == 0 {
-		left = defaultMaxBody
+	limit := t.MaxBody
+	if limit == 0 {
+		limit = defaultMaxBody
 	}
-	response.Body = &body{rc: response.Body, left: left, end: end}
+	response.Body = &body{rc: response.Body, left: limit, end: end}
 	return response, nil
 }
 
@@ -239,27 +266,41 @@ func attempted(err error, attempts int) error {
 }
 
 // again reports whether an answer may be another one the next time. GitHub
-// answers 403 with Retry-After where others answer 429.
+// answers 403 with Retry-After, or with the time at which its limit starts anew,
+// where others answer 429 ("Rate limits for the REST API").
 func again(response *http.Response) bool {
 	switch response.StatusCode {
 	case http.StatusRequestTimeout, http.StatusTooManyRequests:
 		return true
 	case http.StatusForbidden:
-		return response.Header.Get("Retry-After") != ""
+		return response.Header.Get("Retry-After") != "" || limited(response)
 	case http.StatusNotImplemented:
 		return false
 	}
 	return response.StatusCode >= 500
 }
 
-// retryAfter reads the header of RFC 9110, section 10.2.3: seconds or a date.
+// limited reports whether the answer says that GitHub's limit is used up, and
+// when it starts anew.
+func limited(response *http.Response) bool {
+	return response.Header.Get("X-RateLimit-Remaining") == "0" && response.Header.Get("X-RateLimit-Reset") != ""
+}
+
+// retryAfter is how long the server asks to wait: the header of RFC 9110, section
+// 10.2.3, in seconds or as a date; or the time, in seconds since 1970, at which
+// GitHub's limit starts anew.
 func retryAfter(response *http.Response, now time.Time) time.Duration {
 	value := response.Header.Get("Retry-After")
 	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
 		return time.Duration(seconds) * time.Second
 	}
 	if date, err := http.ParseTime(value); err == nil {
-		return date.Sub(now)
+		return max(date.Sub(now), 0)
+	}
+	if limited(response) {
+		if reset, err := strconv.ParseUint(response.Header.Get("X-RateLimit-Reset"), 10, 33); err == nil {
+			return max(time.Unix(int64(reset), 0).Sub(now), 0)
+		}
 	}
 	return 0
 }
