@@ -29,6 +29,7 @@ import (
 var hasty = patience{
 	answer: time.Second, commit: time.Second, stall: time.Second,
 	attempts: 3, backoff: time.Millisecond, maxWait: 2 * time.Second,
+	total: 20 * time.Second, settle: 40 * time.Millisecond,
 }
 
 // sparseDisk makes a disk of 41 MiB and some bytes: data, holes, zeros that are

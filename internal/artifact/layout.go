@@ -359,8 +359,13 @@ func (l *layout) referrers(_ context.Context, subject v1.Hash, artifactType stri
 	return found, nil
 }
 
-func (l *layout) putReferrer(ctx context.Context, _ v1.Hash, manifest v1.Descriptor, raw []byte) error {
-	return l.putManifest(ctx, manifest, raw)
+func (l *layout) putReferrers(ctx context.Context, _ v1.Hash, manifests []encodedManifest) error {
+	for _, m := range manifests {
+		if err := l.putManifest(ctx, m.descriptor, m.raw); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // openRegular opens a file that is no device and no pipe, which could keep a

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -28,8 +30,8 @@ func Referrers(ctx context.Context, subject Reference, artifactType string, list
 }
 
 // GetReferrer reads the only layer of a referrer that Referrers listed, at most
-// 32 MiB, and checks the digests of the manifest and of the layer, and that
-// the manifest's subject is the artifact.
+// 32 MiB, and checks the digests of the manifest and of the layer, that the
+// manifest's subject is the artifact, and that it is of the type that was listed.
 func GetReferrer(ctx context.Context, subject Reference, referrer v1.Descriptor, list ...Option) ([]byte, error) {
 	s, err := openStore(ctx, subject, toRead, newOptions(list))
 	if err != nil {
@@ -41,11 +43,15 @@ func GetReferrer(ctx context.Context, subject Reference, referrer v1.Descriptor,
 		return nil, err
 	}
 	m, err := parseImageManifest(raw)
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, fmt.Errorf("read referrer %s: %w", ref, err)
+	}
+	is := referrerDescriptor(m, raw).ArtifactType
+	switch {
 	case m.Subject == nil || m.Subject.Digest != subject.Digest:
 		return nil, fmt.Errorf("read referrer %s: its subject is not %s", ref, subject.Digest)
+	case referrer.ArtifactType != "" && is != referrer.ArtifactType:
+		return nil, fmt.Errorf("read referrer %s: it is of type %s, and was listed as %s", ref, quote(is), quote(referrer.ArtifactType))
 	case len(m.Layers) != 1:
 		return nil, fmt.Errorf("read referrer %s: it has %d layers instead of one", ref, len(m.Layers))
 	}
@@ -56,47 +62,71 @@ func GetReferrer(ctx context.Context, subject Reference, referrer v1.Descriptor,
 	return data, nil
 }
 
+// Referrer is a blob to attach to an artifact, and what the list of referrers
+// says of it.
+type Referrer struct {
+	Blob        []byte
+	Annotations map[string]string
+}
+
 // PutReferrer stores a blob as a referrer of an artifact: a manifest with the
 // artifact as its subject, whose type and whose only layer's type are
 // artifactType. It returns the manifest's digest.
 func PutReferrer(ctx context.Context, subject Reference, artifactType string, blob []byte, annotations map[string]string, list ...Option) (v1.Hash, error) {
-	if !subject.HasDigest() {
-		return v1.Hash{}, fmt.Errorf("attach to %s: the reference has no digest: write %s@sha256:HEX", subject, subject.Place())
+	digests, err := PutReferrers(ctx, subject, artifactType, []Referrer{{blob, annotations}}, list...)
+	if err != nil {
+		return v1.Hash{}, err
 	}
-	if len(blob) > maxReferrer {
-		return v1.Hash{}, fmt.Errorf("attach to %s: %d bytes are more than the %d that are allowed", subject, len(blob), maxReferrer)
+	return digests[0], nil
+}
+
+// PutReferrers is PutReferrer for several blobs. They are listed when all of them
+// are stored, and together.
+func PutReferrers(ctx context.Context, subject Reference, artifactType string, referrers []Referrer, list ...Option) ([]v1.Hash, error) {
+	if !subject.HasDigest() {
+		return nil, fmt.Errorf("attach to %s: the reference has no digest: write %s@sha256:HEX", subject, subject.Place())
+	}
+	for _, r := range referrers {
+		if len(r.Blob) > maxReferrer {
+			return nil, fmt.Errorf("attach to %s: %d bytes are more than the %d that are allowed", subject, len(r.Blob), maxReferrer)
+		}
 	}
 	s, err := openStore(ctx, subject, toWrite, newOptions(list))
 	if err != nil {
-		return v1.Hash{}, err
+		return nil, err
 	}
 	subjectRaw, err := s.manifest(ctx, subject, maxManifest)
 	if err != nil {
-		return v1.Hash{}, err
+		return nil, err
 	}
 	subjectManifest, err := parseImageManifest(subjectRaw)
 	if err != nil {
-		return v1.Hash{}, fmt.Errorf("attach to %s: %w", subject, err)
+		return nil, fmt.Errorf("attach to %s: %w", subject, err)
 	}
 	subjectDescriptor := describe(subjectRaw, subjectManifest.MediaType)
-	layer := describe(blob, types.MediaType(artifactType))
 	config := emptyConfig()
-	m := &v1.Manifest{
-		SchemaVersion: 2, MediaType: types.OCIManifestSchema1, ArtifactType: artifactType,
-		Config: config, Layers: []v1.Descriptor{layer}, Subject: &subjectDescriptor, Annotations: annotations,
-	}
-	raw, err := marshalManifest(m)
-	if err != nil {
-		return v1.Hash{}, err
-	}
-	if err := s.putBlob(ctx, layer, blob); err != nil {
-		return v1.Hash{}, err
-	}
 	if err := s.putBlob(ctx, config, emptyJSON); err != nil {
-		return v1.Hash{}, err
+		return nil, err
 	}
-	manifest := referrerDescriptor(m, raw)
-	return manifest.Digest, s.putReferrer(ctx, subject.Digest, manifest, raw)
+	manifests := make([]encodedManifest, len(referrers))
+	digests := make([]v1.Hash, len(referrers))
+	for i, r := range referrers {
+		layer := describe(r.Blob, types.MediaType(artifactType))
+		m := &v1.Manifest{
+			SchemaVersion: 2, MediaType: types.OCIManifestSchema1, ArtifactType: artifactType,
+			Config: config, Layers: []v1.Descriptor{layer}, Subject: &subjectDescriptor, Annotations: r.Annotations,
+		}
+		raw, err := marshalManifest(m)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.putBlob(ctx, layer, r.Blob); err != nil {
+			return nil, err
+		}
+		manifests[i] = encodedManifest{referrerDescriptor(m, raw), raw}
+		digests[i] = manifests[i].descriptor.Digest
+	}
+	return digests, s.putReferrers(ctx, subject.Digest, manifests)
 }
 
 // referrerDescriptor describes a manifest as a list of referrers does:
@@ -240,25 +270,76 @@ func (r *registry) fallbackIndex(ctx context.Context, subject v1.Hash) (*v1.Inde
 	return index, header.Get("ETag"), nil
 }
 
-func (r *registry) putReferrer(ctx context.Context, subject v1.Hash, manifest v1.Descriptor, raw []byte) error {
+func (r *registry) putReferrers(ctx context.Context, subject v1.Hash, manifests []encodedManifest) error {
 	ref := r.ref.WithDigest(subject)
-	header, err := r.sendManifest(ctx, manifest.Digest.String(), manifest.MediaType, raw, nil)
-	if err != nil {
-		return explain("attach to", ref, toWrite, err)
+	listed := true // by the registry itself
+	for _, m := range manifests {
+		header, err := r.sendManifest(ctx, m.descriptor.Digest.String(), m.descriptor.MediaType, m.raw, nil)
+		if err != nil {
+			return explain("attach to", ref, toWrite, err)
+		}
+		listed = listed && header.Get("OCI-Subject") != ""
 	}
-	if header.Get("OCI-Subject") != "" {
-		// Some registries say that they list referrers, and do not.
-		if _, err := r.listReferrers(ctx, subject, manifest.ArtifactType); err == nil {
-			return nil
+	if listed {
+		done, err := r.listsThem(ctx, subject, manifests)
+		if done || err != nil {
+			return explain("attach to", ref, toWrite, err)
 		}
 	}
-	return explain("attach to", ref, toWrite, r.addToFallback(ctx, subject, manifest))
+	return explain("attach to", ref, toWrite, r.addToFallback(ctx, subject, manifests))
 }
 
-// addToFallback lists a referrer in the index under the fallback tag. Where the
-// registry tells versions apart, a change by somebody else in between is seen.
-func (r *registry) addToFallback(ctx context.Context, subject v1.Hash, manifest v1.Descriptor) error {
+// listsThem reports whether the registry's own list has the manifests: some say
+// that they list referrers, and do not. One that lists some and not others is
+// an error, since nobody would look at the fallback tag.
+func (r *registry) listsThem(ctx context.Context, subject v1.Hash, manifests []encodedManifest) (bool, error) {
 	for attempt := 1; ; attempt++ {
+		found, err := r.listReferrers(ctx, subject, "")
+		if err != nil {
+			return false, nil //nolint:nilerr // the fallback tag must do
+		}
+		missing := missingIn(found, manifests)
+		switch {
+		case len(missing) == 0:
+			return true, nil
+		case attempt >= r.repeat.attempts && len(found) == 0:
+			return false, nil
+		case attempt >= r.repeat.attempts:
+			return false, fmt.Errorf("the registry stored %s and does not list it as a referrer of %s: run this again, and look at the registry if it stays so", missing[0].Digest, subject)
+		}
+		// A list may lag behind.
+		if err := sleep(ctx, r.repeat.settle); err != nil {
+			return false, err
+		}
+	}
+}
+
+// missingIn returns those of the manifests that a list lacks.
+func missingIn(list []v1.Descriptor, manifests []encodedManifest) []v1.Descriptor {
+	var missing []v1.Descriptor
+	for _, m := range manifests {
+		if !slices.ContainsFunc(list, func(d v1.Descriptor) bool { return d.Digest == m.descriptor.Digest }) {
+			missing = append(missing, m.descriptor)
+		}
+	}
+	return missing
+}
+
+// fallbackWrites is how often the index under the fallback tag is written while
+// others write it, too.
+const fallbackWrites = 12
+
+// addToFallback lists referrers in the index under the fallback tag, which the
+// distribution-spec has every client change by reading and writing it. If-Match
+// would keep two clients from overwriting each other; few registries heed it,
+// and none says so. So the index is read again, at once and after a while that
+// is longer than the time from another client's reading to its writing, and
+// written again until what was listed stays.
+func (r *registry) addToFallback(ctx context.Context, subject v1.Hash, manifests []encodedManifest) error {
+	var written, settled bool
+	pause := r.repeat.settle
+	for writes := 0; ; {
+		start := time.Now()
 		index, etag, err := r.fallbackIndex(ctx, subject)
 		if err != nil {
 			return err
@@ -266,27 +347,53 @@ func (r *registry) addToFallback(ctx context.Context, subject v1.Hash, manifest 
 		if index == nil {
 			index = &v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
 		}
-		if slices.ContainsFunc(index.Manifests, func(d v1.Descriptor) bool { return d.Digest == manifest.Digest }) {
-			return nil
-		}
-		index.MediaType = types.OCIImageIndex
-		index.Manifests = append(index.Manifests, manifest)
-		raw, err := json.Marshal(index)
-		if err != nil {
-			return fmt.Errorf("encode the index under %s: %w", fallbackTag(subject), err)
-		}
-		if len(raw) > maxIndex || len(index.Manifests) > maxReferrers {
-			return fmt.Errorf("the index under %s is full with %d referrers: delete some", fallbackTag(subject), len(index.Manifests)-1)
-		}
-		condition := http.Header{}
-		if etag != "" {
-			condition.Set("If-Match", etag)
-		}
-		_, err = r.sendManifest(ctx, fallbackTag(subject), types.OCIImageIndex, raw, condition)
-		var refused *statusError
-		if attempt < r.repeat.attempts && errors.As(err, &refused) && refused.status == http.StatusPreconditionFailed {
+		missing := missingIn(index.Manifests, manifests)
+		if len(missing) == 0 {
+			if !written || settled {
+				return nil
+			}
+			settled = true
+			if err := sleep(ctx, pause+rand.N(pause)); err != nil { //nolint:gosec // spreads clients, hides nothing
+				return err
+			}
 			continue
 		}
-		return err
+		if writes == fallbackWrites {
+			return fmt.Errorf("others change the index under %s again and again: run this again", fallbackTag(subject))
+		}
+		if writes > 0 {
+			if err := sleep(ctx, rand.N(pause)+1); err != nil { //nolint:gosec // as above
+				return err
+			}
+		}
+		writes++
+		settled = false
+		if err := r.putFallback(ctx, subject, index, missing, etag); err != nil {
+			if refused, ok := errors.AsType[*statusError](err); ok && refused.status == http.StatusPreconditionFailed {
+				continue
+			}
+			return err
+		}
+		written = true
+		// Another client is probably as slow as this one.
+		pause = min(max(pause, 3*time.Since(start)), 10*r.repeat.settle)
 	}
+}
+
+func (r *registry) putFallback(ctx context.Context, subject v1.Hash, index *v1.IndexManifest, more []v1.Descriptor, etag string) error {
+	index.MediaType = types.OCIImageIndex
+	index.Manifests = append(index.Manifests, more...)
+	raw, err := json.Marshal(index)
+	if err != nil {
+		return fmt.Errorf("encode the index under %s: %w", fallbackTag(subject), err)
+	}
+	if len(raw) > maxIndex || len(index.Manifests) > maxReferrers {
+		return fmt.Errorf("the index under %s is full with %d referrers: delete some", fallbackTag(subject), len(index.Manifests)-len(more))
+	}
+	condition := http.Header{}
+	if etag != "" {
+		condition.Set("If-Match", etag)
+	}
+	_, err = r.sendManifest(ctx, fallbackTag(subject), types.OCIImageIndex, raw, condition)
+	return err
 }

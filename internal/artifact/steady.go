@@ -23,6 +23,8 @@ type patience struct {
 	attempts int           // of a request that may be repeated
 	backoff  time.Duration // before the second attempt, three times as much before the next
 	maxWait  time.Duration // longest Retry-After that is honoured
+	total    time.Duration // after which no further attempt is begun
+	settle   time.Duration // in which other clients finish changing the list of referrers
 }
 
 var defaultPatience = patience{
@@ -32,11 +34,13 @@ var defaultPatience = patience{
 	attempts: 4,
 	backoff:  time.Second,
 	maxWait:  90 * time.Second,
+	total:    3 * time.Minute,
+	settle:   400 * time.Millisecond,
 }
 
 // steady is a transport on which nothing hangs for ever, and which repeats
 // what failed for a moment only: answers 408, 429 and 5xx, and connections that
-// broke, as far as the request's body can be sent again.
+// broke, hung, or were not made, as far as the request's body can be sent again.
 type steady struct {
 	base http.RoundTripper
 	patience
@@ -74,6 +78,7 @@ func (s *steady) RoundTrip(request *http.Request) (*http.Response, error) {
 		return nil, errPlainHTTP
 	}
 	repeatable := request.Body == nil || request.Body == http.NoBody || request.GetBody != nil
+	end := time.Now().Add(s.total)
 	for attempt := 1; ; attempt++ {
 		if attempt > 1 && request.GetBody != nil {
 			body, err := request.GetBody()
@@ -89,18 +94,23 @@ func (s *steady) RoundTrip(request *http.Request) (*http.Response, error) {
 		}
 		wait := s.pause(attempt)
 		switch {
-		case err != nil && !connectionBroke(err):
+		case err != nil && !connectionBroke(err) && !hangs(err):
 			return nil, err
 		case err == nil && !transientStatus(response.StatusCode):
 			return response, nil
 		case err == nil:
-			if asked := retryAfter(response.Header); asked > s.maxWait {
+			asked := retryAfter(response.Header)
+			if asked > s.maxWait || time.Until(end) < asked {
 				return response, nil
-			} else if asked > 0 {
+			}
+			if asked > 0 {
 				wait = asked
 			}
 			_, _ = io.CopyN(io.Discard, response.Body, 64<<10) // so that the connection can be used again
 			_ = response.Body.Close()
+		}
+		if err != nil && time.Until(end) < wait {
+			return nil, err
 		}
 		if err := sleep(request.Context(), wait); err != nil {
 			return nil, err
@@ -147,12 +157,26 @@ func (s *steady) pause(attempt int) time.Duration {
 	return wait + time.Duration(rand.Int64N(int64(wait)/5+1)) //nolint:gosec // not a secret
 }
 
+// hangs tells whether the registry, or the way to it, let the time pass.
+func hangs(err error) bool {
+	_, ok := errors.AsType[*hangError](err)
+	return ok
+}
+
 // connectionBroke tells whether an error may be gone at the next attempt.
 func connectionBroke(err error) bool {
-	for _, target := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNREFUSED, net.ErrClosed} {
+	for _, target := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNREFUSED, net.ErrClosed,
+		syscall.ENETUNREACH, syscall.EHOSTUNREACH, syscall.ETIMEDOUT} {
 		if errors.Is(err, target) {
 			return true
 		}
+	}
+	if unknown, ok := errors.AsType[*net.DNSError](err); ok {
+		return !unknown.IsNotFound
+	}
+	// A connection that was not made in time.
+	if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" {
+		return dial.Timeout()
 	}
 	return strings.Contains(err.Error(), "server closed idle connection") || strings.Contains(err.Error(), "http2: client connection lost")
 }

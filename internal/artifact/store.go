@@ -32,8 +32,14 @@ type store interface {
 	// referrers lists manifests whose subject has the digest; artifactType
 	// filters them unless it is "".
 	referrers(ctx context.Context, subject v1.Hash, artifactType string) ([]v1.Descriptor, error)
-	// putReferrer stores a manifest with a subject so that referrers finds it.
-	putReferrer(ctx context.Context, subject v1.Hash, manifest v1.Descriptor, raw []byte) error
+	// putReferrers stores manifests with a subject so that referrers finds them.
+	putReferrers(ctx context.Context, subject v1.Hash, manifests []encodedManifest) error
+}
+
+// encodedManifest is a manifest with what describes it.
+type encodedManifest struct {
+	descriptor v1.Descriptor
+	raw        []byte
 }
 
 // Option changes how a store is reached.

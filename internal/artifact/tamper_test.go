@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"cuelabs.dev/go/oci/ociregistry/ocimem"
 	"cuelabs.dev/go/oci/ociregistry/ociserver"
@@ -261,6 +263,7 @@ func TestReferrersAPIs(t *testing.T) {
 		"denied":              {api: answer(403, "{}")},
 		"failing":             {api: answer(500, "{}")},
 		"a list of nothing":   {api: answerIndex(empty), silent: true},
+		"an empty promise":    {api: answerIndex(empty)},
 		"a broken list":       {api: answerIndex(`{"schemaVersion":2,"manifests":[{"digest":"x"}]}`), want: "it is no image index"},
 		"a manifest":          {api: answerIndex(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}`), want: "its media type is"},
 		"a list without end":  {api: answerIndex(strings.Repeat(" ", maxIndex+1)), want: "longer than the 4194304 bytes"},
@@ -351,8 +354,69 @@ func TestReferrerOfAnother(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "its subject is not") {
 		t.Error(err)
 	}
+	_, err = GetReferrer(t.Context(), result.Reference, v1.Descriptor{Digest: digest, ArtifactType: "application/y"})
+	if err == nil || !strings.Contains(err.Error(), `it is of type "application/x", and was listed as "application/y"`) {
+		t.Error(err)
+	}
 	_, err = GetReferrer(t.Context(), result.Reference, v1.Descriptor{Digest: result.Reference.Digest})
 	if err == nil || !strings.Contains(err.Error(), "its subject is not") {
+		t.Error(err)
+	}
+}
+
+// TestReferrersTogether attaches to one artifact from several sides at once, where
+// nothing but the fallback tag lists referrers and the registry heeds no If-Match:
+// nothing is lost, and what was attached before is kept.
+func TestReferrersTogether(t *testing.T) {
+	path := sparseDisk(t)
+	backend := ociserver.New(ocimem.New(), nil)
+	r := testenv.FrontRegistry(t, http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		request.Header.Del("If-Match")
+		if request.Method == http.MethodPut && strings.Contains(request.URL.Path, "/manifests/sha256-") {
+			time.Sleep(rand.N(20 * time.Millisecond)) // so that they overtake each other
+		}
+		backend.ServeHTTP(silentWriter{w}, request)
+	}))
+	breakRegistry(t, r, on(http.MethodGet, "/referrers/"), 0, answer(404, "{}"))
+	result, err := Push(t.Context(), parse(t, r.Host+"/octo-org/image:v1"), contentOf(t, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := PutReferrer(t.Context(), result.Reference, "application/x", []byte("before"), nil, withPatience(hasty)); err != nil {
+		t.Fatal(err)
+	}
+	const writers = 6
+	errs := make(chan error, writers)
+	for i := range writers {
+		go func() {
+			_, err := PutReferrers(t.Context(), result.Reference, "application/x",
+				[]Referrer{{Blob: fmt.Appendf(nil, "%d a", i)}, {Blob: fmt.Appendf(nil, "%d b", i)}}, withPatience(hasty))
+			errs <- err
+		}()
+	}
+	for range writers {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	found, err := Referrers(t.Context(), result.Reference, "application/x", withPatience(hasty))
+	if err != nil || len(found) != 2*writers+1 {
+		t.Errorf("%d referrers, %v; want %d", len(found), err, 2*writers+1)
+	}
+}
+
+// TestReferrersHalfListed meets a registry that lists what others attached, and
+// not what it was just given.
+func TestReferrersHalfListed(t *testing.T) {
+	path := sparseDisk(t)
+	r := testenv.StartRegistry(t)
+	result, err := Push(t.Context(), parse(t, r.Host+"/octo-org/image:v1"), contentOf(t, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	breakRegistry(t, r, on(http.MethodGet, "/referrers/"), 0, answerIndex(manyReferrers(t, 3)))
+	_, err = PutReferrer(t.Context(), result.Reference, "application/x", []byte("one"), nil, withPatience(hasty))
+	if err == nil || !strings.Contains(err.Error(), "does not list it as a referrer of "+result.Reference.Digest.String()) {
 		t.Error(err)
 	}
 }
