@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/org/attestable-image-action/internal/strictjson"
 )
@@ -46,11 +47,16 @@ const (
 	BundleMediaType   = "application/vnd.dev.sigstore.bundle.v0.3+json"
 	AnnotationContent = "dev.sigstore.bundle.content"
 	AnnotationType    = "dev.sigstore.bundle.predicateType"
+	annotationCreated = "org.opencontainers.image.created"
 	contentDSSE       = "dsse-envelope"
 )
 
-// MaxPredicate bounds a predicate, in bytes of JSON: GitHub's own limit.
-const MaxPredicate = 16 << 20
+// GitHub's own limits: of a predicate, in bytes of JSON, and of the subjects of
+// one statement.
+const (
+	MaxPredicate = 16 << 20
+	MaxSubjects  = 1024
+)
 
 // Statement is an in-toto Statement v1.
 type Statement struct {
@@ -103,6 +109,10 @@ func parseStatement(payload []byte) (*Statement, error) {
 		return nil, fmt.Errorf("read the in-toto statement: its type is %q, not %s", s.Type, StatementType)
 	case len(s.Subject) == 0:
 		return nil, errors.New("read the in-toto statement: it has no subject")
+	case len(s.Subject) > MaxSubjects:
+		return nil, fmt.Errorf("read the in-toto statement: it has %d subjects, and none has more than %d", len(s.Subject), MaxSubjects)
+	case len(s.Predicate) > MaxPredicate:
+		return nil, fmt.Errorf("read the in-toto statement: its predicate has %d bytes, and none has more than %d", len(s.Predicate), MaxPredicate)
 	case !isObject(s.Predicate):
 		return nil, errors.New("read the in-toto statement: its predicate is not a JSON object")
 	}
@@ -117,7 +127,11 @@ func (s *Statement) about(sha256 string) bool {
 	})
 }
 
-// Annotations are what a registry says of a bundle beside the bundle itself.
-func Annotations(predicateType string) map[string]string {
-	return map[string]string{AnnotationContent: contentDSSE, AnnotationType: predicateType}
+// Annotations are what a registry says of a bundle beside the bundle itself, and
+// when it was put there.
+func Annotations(predicateType string, created time.Time) map[string]string {
+	return map[string]string{
+		AnnotationContent: contentDSSE, AnnotationType: predicateType,
+		annotationCreated: created.UTC().Format(time.RFC3339),
+	}
 }

@@ -3,6 +3,8 @@ package attest
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -20,8 +22,12 @@ import (
 )
 
 // MaxBundle bounds a bundle, in bytes: a predicate of MaxPredicate in base64,
-// and what surrounds it.
-const MaxBundle = 24 << 20
+// and what surrounds it. maxSurroundings bounds the latter: the certificate,
+// timestamps and log entries, in bytes.
+const (
+	MaxBundle       = 24 << 20
+	maxSurroundings = 1 << 20
+)
 
 // MaxBundles bounds how many bundles of one source are looked at.
 const MaxBundles = 100
@@ -130,8 +136,25 @@ type Attestation struct {
 	Predicate     json.RawMessage     // nil with Err
 	Certificate   certificate.Summary // of who signed; zero with Err
 	Time          time.Time           // the earliest proven time of the signature
+	Clocks        []Clock             // that prove a time of the signature
+	NotBefore     time.Time           // from when the certificate was valid
+	NotAfter      time.Time           // until when
 	Err           error               // why the bundle says nothing, or nil
 }
+
+// Clock is one that proves when a signature existed, and what it says.
+type Clock struct {
+	Kind string    `json:"clock"` // ClockTimestamp or ClockLog
+	URI  string    `json:"uri,omitempty"`
+	Time time.Time `json:"time"`
+}
+
+// The clocks that there are: a timestamp authority (RFC 3161), and the integrated
+// time of a Rekor v1. A Rekor v2 tells no time.
+const (
+	ClockTimestamp = "timestamp authority"
+	ClockLog       = "transparency log"
+)
 
 // Check verifies one bundle: that its certificate comes from the trust root,
 // that what the policy demands vouches for it, that the signature fits, and
@@ -166,6 +189,9 @@ func (t *Trust) check(a *Attestation, data []byte, sha256 string) error {
 	case envelope.GetPayloadType() != PayloadType:
 		return fmt.Errorf("its payload is of type %q, and not %s", envelope.GetPayloadType(), PayloadType)
 	}
+	if around := len(data) - base64.StdEncoding.EncodedLen(len(envelope.GetPayload())); around > maxSurroundings {
+		return fmt.Errorf("it has %d bytes around its statement, and no bundle has more than %d", around, maxSurroundings)
+	}
 	statement, err := parseStatement(envelope.GetPayload())
 	if err != nil {
 		return err
@@ -194,17 +220,38 @@ func (t *Trust) check(a *Attestation, data []byte, sha256 string) error {
 		}
 	}
 	if err != nil {
-		return err
+		return explainTime(err, b, leaf)
 	}
 	if result.Signature == nil || result.Signature.Certificate == nil || len(result.VerifiedTimestamps) == 0 {
 		return errors.New("it was verified without a certificate or without a time")
 	}
 	a.Certificate = *result.Signature.Certificate
 	a.Predicate = statement.Predicate
-	a.Time = slices.MinFunc(result.VerifiedTimestamps, func(x, y verify.TimestampVerificationResult) int {
-		return x.Timestamp.Compare(y.Timestamp)
-	}).Timestamp
+	a.NotBefore, a.NotAfter = leaf.NotBefore, leaf.NotAfter
+	for _, proven := range result.VerifiedTimestamps {
+		kind := ClockTimestamp
+		if proven.Type == "Tlog" {
+			kind = ClockLog
+		}
+		a.Clocks = append(a.Clocks, Clock{Kind: kind, URI: proven.URI, Time: proven.Timestamp.UTC()})
+	}
+	a.Time = slices.MinFunc(a.Clocks, func(x, y Clock) int { return x.Time.Compare(y.Time) }).Time
 	return nil
+}
+
+// explainTime says of a bundle that did not verify when nothing in it tells the
+// time: certificates live for minutes.
+func explainTime(err error, b *bundle.Bundle, leaf *x509.Certificate) error {
+	material := b.GetVerificationMaterial()
+	told := len(material.GetTimestampVerificationData().GetRfc3161Timestamps()) > 0
+	for _, entry := range material.GetTlogEntries() {
+		told = told || entry.GetIntegratedTime() != 0
+	}
+	if told {
+		return err
+	}
+	return fmt.Errorf("nothing in it proves when it was signed, neither a timestamp nor a log entry with a time, and its certificate was valid only from %s to %s: %w",
+		leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339), err)
 }
 
 // subjects shows the first few subjects' digests.

@@ -97,7 +97,7 @@ func ParseHost(server string) (Host, error) {
 	switch {
 	case h.name == "github.com":
 		h.Issuer = "https://token.actions.githubusercontent.com"
-	case strings.HasSuffix(h.name, ".ghe.com"):
+	case h.tenant():
 		h.Issuer = "https://token.actions." + h.name
 	default:
 		return h, ErrServer
@@ -105,13 +105,17 @@ func ParseHost(server string) (Host, error) {
 	return h, nil
 }
 
+// tenant reports whether the host is one of GitHub Enterprise Cloud with data
+// residency, which has a Sigstore of its own.
+func (h Host) tenant() bool { return strings.HasSuffix(h.name, ".ghe.com") }
+
 // API is the base URL of the host's REST API, for a person's machine: a runner
 // says it in GITHUB_API_URL.
 func (h Host) API() string {
 	switch {
 	case h.name == "github.com":
 		return "https://api.github.com"
-	case strings.HasSuffix(h.name, ".ghe.com"):
+	case h.tenant():
 		return "https://api." + h.name
 	}
 	return h.Server + "/api/v3"

@@ -159,7 +159,7 @@ func TestParseInstance(t *testing.T) {
 		"unknown members":         {`{"hello":1}`, "it must be a Sigstore SigningConfig v0.2 in JSON"},
 		"no CA":                   {"{" + media + tsa + "}", "choose from its caUrls"},
 		"nothing that tells time": {"{" + media + ca + "}", "it names neither a timestamp authority nor a log"},
-		"Rekor v2 alone":          {"{" + media + ca + rekor2 + "}", "tells no time, and no timestamp authority: add tsaUrls"},
+		"Rekor v2 alone":          {"{" + media + ca + rekor2 + "}", "tells no time, and there is no timestamp authority"},
 		"no selector":             {"{" + media + ca + strings.Replace(tsa, "ANY", "SERVICE_SELECTOR_UNDEFINED", 1) + "}", "choose from its tsaUrls"},
 		"no rekorTlogConfig":      {"{" + media + ca + strings.Split(rekor1, `,"rekorTlogConfig"`)[0] + "}", "without a rekorTlogConfig"},
 		"no tsaConfig":            {"{" + media + ca + strings.Split(tsa, `,"tsaConfig"`)[0] + "}", "without a tsaConfig"},

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -36,29 +37,59 @@ type Expectation struct {
 	Owner      string // owner of that repository, or empty
 	Workflow   string // OWNER/REPO/PATH or OWNER/REPO/PATH@REF that holds the signing job; empty for any of Repository or Owner
 	Ref        string // refs/heads/…, refs/tags/… that it was built from; empty for any
-	Local      bool   // a local trust root signed, and nothing else counts
+
+	SignerRepository string // OWNER/REPO that holds the signing workflow, instead of Workflow; or empty
+	SignerDigest     string // commit of the signing workflow, hex; empty for any
+	SourceDigest     string // commit that it was built from, hex; empty for any
+	Runner           string // github-hosted or self-hosted; empty for any
+
+	Local bool // a local trust root signed, and nothing else counts
 }
 
 // Names as GitHub allows them. "." and ".." would climb in a URL's path.
 var (
 	nameForm = lazyregexp.New(`^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$`)
 	pathForm = lazyregexp.New(`^[^@\s]+\.ya?ml$`)
+	// A commit of Git: SHA-1, or SHA-256.
+	commitForm = lazyregexp.New(`^([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$`)
 )
+
+// Environments that a job runs in.
+const (
+	GitHubHosted = "github-hosted"
+	SelfHosted   = "self-hosted"
+)
+
+// repositoryForm reports whether the text is OWNER/REPO.
+func repositoryForm(text string) bool {
+	owner, name, both := strings.Cut(text, "/")
+	return both && nameForm().MatchString(owner) && nameForm().MatchString(name)
+}
 
 // Validate checks the form of what is expected, and that it is enough.
 func (e *Expectation) Validate() error {
-	owner, name, both := strings.Cut(e.Repository, "/")
+	signed := e.Workflow + e.SignerRepository + e.SignerDigest
 	switch {
-	case e.Local && (e.Repository != "" || e.Owner != "" || e.Workflow != "" || e.Ref != "" || e.Issuer != ""):
+	case e.Local && (e.Repository != "" || e.Owner != "" || signed != "" || e.Ref != "" || e.Issuer != "" || e.SourceDigest != "" || e.Runner != ""):
 		return errors.New("a local trust root signs for no repository, workflow, ref or issuer: leave them out")
 	case e.Local:
 		return nil
 	case e.Repository == "" && e.Owner == "":
 		return errors.New("nothing says whose artifact it must be: give --repo OWNER/REPO or --owner OWNER; anybody can sign something")
-	case e.Repository != "" && (!both || !nameForm().MatchString(owner) || !nameForm().MatchString(name)):
+	case e.Repository != "" && !repositoryForm(e.Repository):
 		return fmt.Errorf("the repository %q is not of the form OWNER/REPO", e.Repository)
 	case e.Owner != "" && !nameForm().MatchString(e.Owner):
 		return fmt.Errorf("the owner %q is not a name on GitHub", e.Owner)
+	case e.SignerRepository != "" && e.Workflow != "":
+		return errors.New("the signer's workflow names its repository already: give --signer-workflow or --signer-repo, not both")
+	case e.SignerRepository != "" && !repositoryForm(e.SignerRepository):
+		return fmt.Errorf("the signer's repository %q is not of the form OWNER/REPO", e.SignerRepository)
+	case e.SignerDigest != "" && !commitForm().MatchString(e.SignerDigest):
+		return fmt.Errorf("the signer's digest %q is no commit: give all of its 40 or 64 hex digits", e.SignerDigest)
+	case e.SourceDigest != "" && !commitForm().MatchString(e.SourceDigest):
+		return fmt.Errorf("the source's digest %q is no commit: give all of its 40 or 64 hex digits", e.SourceDigest)
+	case e.Runner != "" && e.Runner != GitHubHosted && e.Runner != SelfHosted:
+		return fmt.Errorf("there is no runner environment %q: give %s or %s", e.Runner, GitHubHosted, SelfHosted)
 	}
 	if e.Workflow != "" {
 		path, _, _ := strings.Cut(e.Workflow, "@")
@@ -109,6 +140,16 @@ func (e *Expectation) identity(c certificate.Summary) []Check {
 	} else {
 		checks = append(checks, check("ref", "any", c.SourceRepositoryRef, true))
 	}
+	// What is asked for only at times takes no line otherwise.
+	for _, more := range []struct{ name, expected, found string }{
+		{"commit", e.SourceDigest, c.SourceRepositoryDigest},
+		{"workflow's commit", e.SignerDigest, c.BuildSignerDigest},
+		{"runner", e.Runner, c.RunnerEnvironment},
+	} {
+		if more.expected != "" {
+			checks = append(checks, check(more.name, strings.ToLower(more.expected), more.found, strings.EqualFold(more.expected, more.found)))
+		}
+	}
 	return checks
 }
 
@@ -124,7 +165,7 @@ func (e *Expectation) signer(c certificate.Summary) Check {
 	}
 	foundPath, foundRef, _ := strings.Cut(found, "@")
 	if e.Workflow == "" {
-		prefix := e.Host.Server + "/" + e.Scope() + "/"
+		prefix := e.Host.Server + "/" + cmp.Or(e.SignerRepository, e.Scope()) + "/"
 		return check("workflow", prefix+"…", found, same && len(found) > len(prefix) && strings.EqualFold(found[:len(prefix)], prefix))
 	}
 	path, ref, fixed := strings.Cut(e.Workflow, "@")

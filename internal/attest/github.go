@@ -2,6 +2,7 @@ package attest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/klauspost/compress/snappy"
 
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 	"github.com/org/attestable-image-action/internal/retry"
 )
 
@@ -126,11 +128,22 @@ func (g GitHub) bundles(ctx context.Context, kind, scope, sha256 string) ([]Cand
 	if transport.Attempts == 0 {
 		transport.Attempts = 3
 	}
-	response, err := g.do(ctx, &transport, http.MethodGet, endpoint+fmt.Sprintf("?per_page=%d", MaxBundles), nil)
+	address := endpoint + fmt.Sprintf("?per_page=%d", MaxBundles)
+	response, err := g.do(ctx, &transport, http.MethodGet, address, nil)
 	if err != nil {
 		return nil, err
 	}
-	defer response.Body.Close()
+	defer func() { _ = response.Body.Close() }()
+	if response.StatusCode == http.StatusUnauthorized && g.Token != "" {
+		// A token that has expired must keep nobody from what is public.
+		anonymous, err := GitHub{API: g.API}.do(ctx, &transport, http.MethodGet, address, nil)
+		if err == nil && anonymous.StatusCode == http.StatusOK {
+			_ = response.Body.Close()
+			response = anonymous
+		} else if err == nil {
+			_ = anonymous.Body.Close()
+		}
+	}
 	switch response.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotFound:
@@ -138,6 +151,9 @@ func (g GitHub) bundles(ctx context.Context, kind, scope, sha256 string) ([]Cand
 	case http.StatusUnauthorized:
 		return nil, fmt.Errorf("%w: the token in GITHUB_TOKEN or GH_TOKEN is not valid: renew it, or unset it for a public repository", retry.NewStatusError(response))
 	case http.StatusForbidden:
+		if g.Token != "" {
+			return nil, fmt.Errorf("%w: the token may not read attestations: a job needs 'permissions: attestations: read'", retry.NewStatusError(response))
+		}
 		return nil, fmt.Errorf("%w: without a token GitHub allows 60 requests an hour: set GITHUB_TOKEN, or take the bundles from the registry or a file", retry.NewStatusError(response))
 	default:
 		return nil, retry.NewStatusError(response)
@@ -197,6 +213,65 @@ func (g GitHub) stored(ctx context.Context, address string) ([]byte, error) {
 	return data, nil
 }
 
+// domainForm is what a trust domain may be: it becomes part of a file's name.
+var domainForm = lazyregexp.New(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$`)
+
+// TrustDomain asks a tenant of GitHub Enterprise Cloud by which name GitHub
+// publishes the tenant's trust root; "" stands for GitHub's own ("REST API
+// endpoints for meta data").
+func (g GitHub) TrustDomain(ctx context.Context) (string, error) {
+	fail := func(err error) (string, error) {
+		return "", fmt.Errorf("ask %s for its trust domain: %w", g.API, redact(err, g.Token))
+	}
+	endpoint, err := g.endpoint("meta")
+	if err != nil {
+		return fail(err)
+	}
+	var meta struct {
+		Domains struct {
+			ArtifactAttestations struct {
+				TrustDomain string `json:"trust_domain"`
+			} `json:"artifact_attestations"`
+		} `json:"domains"`
+	}
+	if err := g.get(ctx, endpoint, &meta); err != nil {
+		if refused, ok := errors.AsType[*retry.StatusError](err); ok && (refused.Code == http.StatusUnauthorized || refused.Code == http.StatusForbidden) {
+			err = fmt.Errorf("%w: set GH_TOKEN to a token of an account there, or name a trusted root file with --trusted-root", err)
+		}
+		return fail(err)
+	}
+	domain := meta.Domains.ArtifactAttestations.TrustDomain
+	if domain != "" && (!domainForm().MatchString(domain) || strings.Contains(domain, "..")) {
+		return fail(fmt.Errorf("its answer %.100q is no domain", domain))
+	}
+	return domain, nil
+}
+
+// maxObject bounds an answer of the API that holds one thing, in bytes.
+const maxObject = 4 << 20
+
+// get decodes the JSON that the API answers; an answer other than 200 is a
+// *retry.StatusError.
+func (g GitHub) get(ctx context.Context, endpoint string, into any) error {
+	transport := g.transport
+	transport.MaxBody = maxObject
+	if transport.Attempts == 0 {
+		transport.Attempts = 3
+	}
+	response, err := g.do(ctx, &transport, http.MethodGet, endpoint, nil)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return retry.NewStatusError(response)
+	}
+	if err := json.NewDecoder(response.Body).Decode(into); err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	return nil
+}
+
 // endpoint joins path elements to the API's base URL; "OWNER/REPO" is two.
 func (g GitHub) endpoint(elements ...string) (string, error) {
 	base, err := url.Parse(g.API)
@@ -207,11 +282,16 @@ func (g GitHub) endpoint(elements ...string) (string, error) {
 }
 
 func (g GitHub) do(ctx context.Context, transport *retry.Transport, method, endpoint string, body []byte) (*http.Response, error) {
+	return g.doAccepting(ctx, transport, method, endpoint, "", body)
+}
+
+// doAccepting is do for answers that are not JSON.
+func (g GitHub) doAccepting(ctx context.Context, transport *retry.Transport, method, endpoint, accept string, body []byte) (*http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, method, endpoint, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
-	request.Header.Set("Accept", "application/vnd.github+json")
+	request.Header.Set("Accept", cmp.Or(accept, "application/vnd.github+json"))
 	request.Header.Set("X-GitHub-Api-Version", "2022-11-28")
 	request.Header.Set("User-Agent", "attestable-image")
 	if body != nil {

@@ -74,7 +74,7 @@ func TestLocalTrust(t *testing.T) {
 		}
 	})
 	t.Run("is not the public trust root", func(t *testing.T) {
-		got := PublicTrust(context.Background()).Check(first[0], testDigest)
+		got := PublicTrust(context.Background(), gitHubHost, GitHub{}).Check(first[0], testDigest)
 		if got.Err == nil || !strings.Contains(got.Err.Error(), "it was signed with a local trust root") {
 			t.Errorf("error %v", got.Err)
 		}

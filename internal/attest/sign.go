@@ -3,15 +3,21 @@ package attest
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	protobundle "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
 	"github.com/sigstore/sigstore-go/pkg/root"
 	"github.com/sigstore/sigstore-go/pkg/sign"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/org/attestable-image-action/internal/retry"
@@ -123,15 +129,41 @@ func parseInstance(data []byte, now time.Time) (Instance, error) {
 		}
 		for _, s := range services {
 			i.Logs = append(i.Logs, Log{URL: s.URL, Version: s.MajorAPIVersion})
-			if s.MajorAPIVersion == 2 && len(i.Timestamps) == 0 {
-				return i, fmt.Errorf("it names the log %s, which is a Rekor v2 and tells no time, and no timestamp authority: add tsaUrls", s.URL)
-			}
+		}
+	}
+	return i, i.Validate()
+}
+
+// Validate checks that the deployment can make signatures that verify later.
+func (i *Instance) Validate() error {
+	for _, address := range slices.Concat([]string{i.Fulcio}, i.Timestamps) {
+		if err := checkURL(address); err != nil {
+			return err
+		}
+	}
+	for _, log := range i.Logs {
+		if err := checkURL(log.URL); err != nil {
+			return err
+		}
+		switch {
+		case log.Version != 1 && log.Version != 2:
+			return fmt.Errorf("there is no version %d of the API of a log: it is 1 or 2", log.Version)
+		case log.Version == 2 && len(i.Timestamps) == 0:
+			return fmt.Errorf("the log %s is a Rekor v2 and tells no time, and there is no timestamp authority: add one (tsaUrls in a signing configuration)", log.URL)
 		}
 	}
 	if len(i.Timestamps) == 0 && len(i.Logs) == 0 {
-		return i, errors.New("it names neither a timestamp authority nor a log, so nothing would say when a short-lived certificate was used: add tsaUrls")
+		return errors.New("it names neither a timestamp authority nor a log, so nothing would say when a short-lived certificate was used: add one (tsaUrls in a signing configuration)")
 	}
-	return i, nil
+	return nil
+}
+
+func checkURL(address string) error {
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+		return fmt.Errorf("%q is no URL of a service", address)
+	}
+	return nil
 }
 
 // Signer signs statements.
@@ -144,7 +176,8 @@ type Signer struct {
 }
 
 // NewSigner signs with an instance; token gets a new identity token for the
-// audience AudienceSigning. Everything signed is verified against trust.
+// audience AudienceSigning, which is used until it is about to expire. Everything
+// signed is verified against trust.
 func NewSigner(i Instance, token func(ctx context.Context) (string, error), trust *Trust) *Signer {
 	return newSigner(i, token, trust, retry.Transport{})
 }
@@ -152,7 +185,7 @@ func NewSigner(i Instance, token func(ctx context.Context) (string, error), trus
 // newSigner is NewSigner with other times to wait, for tests.
 func newSigner(i Instance, token func(ctx context.Context) (string, error), trust *Trust, transport retry.Transport) *Signer {
 	return &Signer{
-		token:     token,
+		token:     (&tokenCache{fetch: token}).get,
 		trust:     trust,
 		authority: fulcio{url: i.Fulcio, transport: transport},
 		timestamps: func(ctx context.Context) []*sign.TimestampAuthority {
@@ -192,6 +225,72 @@ func NewLocalSigner(l *LocalTrust) *Signer {
 func within(ctx context.Context, transport retry.Transport) http.RoundTripper {
 	transport.Context = ctx
 	return &transport
+}
+
+// tokenCache asks for a token once as long as it is good.
+type tokenCache struct {
+	fetch func(ctx context.Context) (string, error)
+
+	mu      sync.Mutex
+	token   string
+	expires time.Time
+}
+
+// tokenMargin is how long before its end a token is not used any more: Fulcio is
+// asked again for up to three minutes.
+const tokenMargin = 3 * time.Minute
+
+func (c *tokenCache) get(ctx context.Context) (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.token != "" && time.Now().Add(tokenMargin).Before(c.expires) {
+		return c.token, nil
+	}
+	token, err := c.fetch(ctx)
+	if err != nil {
+		return "", err
+	}
+	c.token, c.expires = token, expiry(token)
+	return token, nil
+}
+
+// expiry reads when a token (compact JWT) expires; the zero time when it does not
+// say so. Who made the token is Fulcio's to check.
+func expiry(token string) time.Time {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return time.Time{}
+	}
+	var claims struct {
+		Expires json.Number `json:"exp"` // seconds since 1970: RFC 7519, section 4.1.4
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil || json.Unmarshal(payload, &claims) != nil {
+		return time.Time{}
+	}
+	seconds, err := claims.Expires.Float64()
+	if err != nil || seconds < 0 || seconds > 1<<40 {
+		return time.Time{}
+	}
+	return time.Unix(int64(seconds), 0)
+}
+
+// SignAll signs statements side by side, and returns their bundles in the same
+// order.
+func (s *Signer) SignAll(ctx context.Context, statements []*Statement) ([][]byte, error) {
+	bundles := make([][]byte, len(statements))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(4)
+	for i, statement := range statements {
+		group.Go(func() (err error) {
+			bundles[i], err = s.Sign(ctx, statement)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return bundles, nil
 }
 
 // Sign signs a statement and returns the bundle as JSON on one line, without a

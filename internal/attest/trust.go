@@ -98,22 +98,43 @@ func ReadTrust(path string) (*Trust, error) {
 	return ParseTrust(path, data)
 }
 
-// PublicTrust is what the public Sigstore and GitHub publish with TUF. It is
-// fetched when it is first needed and kept for a day in the user's cache.
-func PublicTrust(ctx context.Context) *Trust {
+// trustedRootTarget is the name of the trust root in a TUF repository.
+const trustedRootTarget = "trusted_root.json"
+
+// PublicTrust is what the public Sigstore and GitHub publish with TUF; for a
+// tenant of GitHub Enterprise Cloud (ghe.com) the tenant's, whose name in GitHub's
+// repository api tells. It is fetched when it is first needed and kept for a day
+// in the user's cache.
+func PublicTrust(ctx context.Context, h Host, api GitHub) *Trust {
 	return &Trust{
 		public: sync.OnceValues(func() (*root.TrustedRoot, error) {
-			return fetchRoot(ctx, tuf.DefaultMirror, tuf.DefaultRoot())
+			return fetchRoot(ctx, tuf.DefaultMirror, tuf.DefaultRoot(), trustedRootTarget)
 		}),
 		github: sync.OnceValues(func() (*root.TrustedRoot, error) {
-			return fetchRoot(ctx, gitHubTUF, gitHubTUFRoot)
+			target, err := rootOf(ctx, h, api)
+			if err != nil {
+				return nil, err
+			}
+			return fetchRoot(ctx, gitHubTUF, gitHubTUFRoot, target)
 		}),
 	}
 }
 
+// rootOf is the name of the trust root of a GitHub in its TUF repository.
+func rootOf(ctx context.Context, h Host, api GitHub) (string, error) {
+	if !h.tenant() {
+		return trustedRootTarget, nil
+	}
+	domain, err := api.TrustDomain(ctx)
+	if err != nil || domain == "" {
+		return trustedRootTarget, err
+	}
+	return domain + "." + trustedRootTarget, nil
+}
+
 // fetchRoot fetches the trust root of the TUF repository at mirror, whose first
 // root of trust is anchor.
-func fetchRoot(ctx context.Context, mirror string, anchor []byte) (*root.TrustedRoot, error) {
+func fetchRoot(ctx context.Context, mirror string, anchor []byte, target string) (*root.TrustedRoot, error) {
 	options := tuf.DefaultOptions().WithRepositoryBaseURL(mirror).WithRoot(anchor).
 		WithCacheValidity(1).WithContext(ctx).
 		WithFetcher(fetcher{&http.Client{Transport: &retry.Transport{Context: ctx, Attempts: 3}}})
@@ -127,13 +148,13 @@ func fetchRoot(ctx context.Context, mirror string, anchor []byte) (*root.Trusted
 		options = options.WithDisableLocalCache()
 	}
 	fail := func(err error) error {
-		return fmt.Errorf("fetch the trust root from %s: %w: name a trusted root file with --trusted-root to do without", mirror, err)
+		return fmt.Errorf("fetch the trust root %s from %s: %w: name a trusted root file with --trusted-root to do without", target, mirror, err)
 	}
 	client, err := tuf.New(options)
 	if err != nil {
 		return nil, fail(err)
 	}
-	data, err := client.GetTarget("trusted_root.json")
+	data, err := client.GetTarget(target)
 	if err != nil {
 		return nil, fail(err)
 	}

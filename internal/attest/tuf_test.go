@@ -95,7 +95,9 @@ func TestPublishedTrust(t *testing.T) {
 			t.Error("the root of the public Sigstore was asked for")
 			return nil, context.Canceled
 		},
-		github: func() (*root.TrustedRoot, error) { return fetchRoot(context.Background(), server.URL, anchor) },
+		github: func() (*root.TrustedRoot, error) {
+			return fetchRoot(context.Background(), server.URL, anchor, trustedRootTarget)
+		},
 	}
 	candidate := a.both(t)[1]
 	for range 2 {
@@ -121,10 +123,10 @@ func TestPublishedTrust(t *testing.T) {
 			http.NotFound(w, r)
 		}))
 		defer again.Close()
-		if _, err := fetchRoot(context.Background(), again.URL, gitHubTUFRoot); err == nil {
+		if _, err := fetchRoot(context.Background(), again.URL, gitHubTUFRoot, trustedRootTarget); err == nil {
 			t.Error("believed")
 		}
-		if _, err := fetchRoot(context.Background(), again.URL, anchor); err != nil {
+		if _, err := fetchRoot(context.Background(), again.URL, anchor, trustedRootTarget); err != nil {
 			t.Error(err)
 		}
 	})

@@ -2,6 +2,7 @@ package attest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -22,9 +23,13 @@ type Reported struct {
 	Source        string `json:"source"`
 	PredicateType string `json:"predicateType,omitempty"`
 	Signer        string `json:"signer,omitempty"` // the certificate's name
-	Time          string `json:"time,omitempty"`   // RFC 3339
-	OK            bool   `json:"ok"`
-	Reason        string `json:"reason,omitempty"` // why it does not count
+	Time          string `json:"time,omitempty"`   // RFC 3339, the earliest that is proven
+	// What proves a time, and when the certificate was valid (RFC 3339).
+	Clocks    []Clock `json:"clocks,omitempty"`
+	NotBefore string  `json:"notBefore,omitempty"`
+	NotAfter  string  `json:"notAfter,omitempty"`
+	OK        bool    `json:"ok"`
+	Reason    string  `json:"reason,omitempty"` // why it does not count
 }
 
 // Verdict is everything that was demanded of an artifact's attestations.
@@ -115,7 +120,7 @@ func Verify(ctx context.Context, trust *Trust, expected Expectation, sha256 stri
 		case f.Err != nil:
 			v.Checks = append(v.Checks, check(name, "a bundle that verifies", f.Source+": "+f.Err.Error(), false))
 		default:
-			v.Checks = append(v.Checks, check(name, "a bundle that verifies", "signed "+f.Time.UTC().Format(time.RFC3339)+", from "+f.Source, true))
+			v.Checks = append(v.Checks, check(name, "a bundle that verifies", "from "+f.Source, true), f.timeCheck(label+" time"))
 			for _, c := range f.checks {
 				c.Name = label + " " + c.Name
 				v.Checks = append(v.Checks, c)
@@ -171,6 +176,17 @@ func (f *finding) better(other *finding) bool {
 	return rank(f) > rank(other)
 }
 
+// timeCheck says which clock proved that the signature was made while the
+// certificate was valid. Without one the bundle would not have verified.
+func (f *finding) timeCheck(name string) Check {
+	told := make([]string, len(f.Clocks))
+	for i, clock := range f.Clocks {
+		told[i] = clock.Time.Format(time.RFC3339) + " by the " + clock.Kind + " " + cmp.Or(clock.URI, "without a name")
+	}
+	return check(name, fmt.Sprintf("within the certificate's validity, %s to %s", f.NotBefore.UTC().Format(time.RFC3339), f.NotAfter.UTC().Format(time.RFC3339)),
+		strings.Join(told, "; "), true)
+}
+
 func good(f *finding) bool { return f != nil && f.good }
 
 func (f *finding) report() Reported {
@@ -180,6 +196,7 @@ func (f *finding) report() Reported {
 		return r
 	}
 	r.Signer, r.Time = f.Certificate.SubjectAlternativeName, f.Time.UTC().Format(time.RFC3339)
+	r.Clocks, r.NotBefore, r.NotAfter = f.Clocks, f.NotBefore.UTC().Format(time.RFC3339), f.NotAfter.UTC().Format(time.RFC3339)
 	for _, c := range f.checks {
 		if !c.OK {
 			r.Reason = fmt.Sprintf("%s: expected %s, found %s", c.Name, c.Expected, c.Found)

@@ -7,9 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/org/attestable-image-action/internal/artifact"
 	"github.com/org/attestable-image-action/internal/attest"
@@ -25,6 +25,39 @@ type attestFlags struct {
 	localTrust                 string
 	bundleOutput               string
 	audit                      string
+	release                    string
+	storageRecord              bool
+	urls                       instanceURLs
+}
+
+// instanceURLs are the services of a private Sigstore deployment, one by one.
+type instanceURLs struct {
+	fulcio, rekor, timestamp, issuer string
+	rekorVersion                     uint32
+}
+
+func (u *instanceURLs) add(flags *pflag.FlagSet) {
+	flags.StringVar(&u.fulcio, "fulcio-url", "", "`URL` of the certificate authority of a private Sigstore deployment; needs --trusted-root")
+	flags.StringVar(&u.rekor, "rekor-url", "", "`URL` of its transparency log (default: none)")
+	flags.Uint32Var(&u.rekorVersion, "rekor-version", 1, "version of the log's API: 1 or 2")
+	flags.StringVar(&u.timestamp, "timestamp-server-url", "", "`URL` of its timestamp authority, with the path: https://HOST/api/v1/timestamp")
+	flags.StringVar(&u.issuer, "oidc-issuer", "", "`URL` of the issuer of the job's identity that it takes (default: GitHub's)")
+}
+
+// given reports whether any of them was named.
+func (u *instanceURLs) given() bool {
+	return *u != instanceURLs{rekorVersion: 1}
+}
+
+func (u *instanceURLs) instance() (attest.Instance, error) {
+	i := attest.Instance{Name: u.fulcio, Fulcio: u.fulcio, Issuer: u.issuer}
+	if u.timestamp != "" {
+		i.Timestamps = []string{u.timestamp}
+	}
+	if u.rekor != "" {
+		i.Logs = []attest.Log{{URL: u.rekor, Version: u.rekorVersion}}
+	}
+	return i, i.Validate()
 }
 
 func newAttestCommand(a *app) *cobra.Command {
@@ -37,9 +70,15 @@ manifest's digest (SLSA provenance, as GitHub's own attest action makes it, and
 the measurements inside the artifact), sign them with the job's identity, verify
 the signatures, and store the bundles with GitHub and beside the artifact.
 --audit adds a third statement: what inspect found that the image leaves open.
+--release adds the bundles to a release, too.
+
+What was attested before is not attested again: of the same digest, by the same
+workflow at the same commit, with the same content, and of provenance by the same
+attempt of the same run. A run that was stopped is completed by the next one.
 
 A public repository signs with the public Sigstore, whose log everybody can
-read; a private one with GitHub's; --signing-config names another deployment.
+read; a private one with GitHub's, and a tenant of ghe.com with its own;
+--signing-config or --fulcio-url names another deployment.
 The job needs the permissions id-token: write, attestations: write, and
 packages: write for ghcr.io.
 
@@ -67,14 +106,25 @@ signed; nothing but --local-trust DIR verifies it.`,
 	flags.StringVar(&f.trustedRoot, "trusted-root", "", "Sigstore trusted root `FILE` to verify the new bundles with (default: the public one)")
 	flags.StringVar(&f.localTrust, "local-trust", "", "sign with a local trust root in `DIR`, which is created when it is missing")
 	flags.StringVar(&f.audit, "audit", "", "attest this audit report, too: `FILE` that inspect --audit-output wrote for the artifact's disk")
+	flags.StringVar(&f.release, "release", "", "add the bundles to the release with this `TAG`, too, as attestations-DIGEST.jsonl; needs contents: write")
+	flags.BoolVar(&f.storageRecord, "storage-record", true, "tell the organization's page of linked artifacts where the artifact is; needs artifact-metadata: write")
+	f.urls.add(flags)
 	flags.StringVar(&f.bundleOutput, "bundle-output", "", "append the bundles to `FILE`, one a line")
 	return cmd
 }
 
 func (f *attestFlags) validate() error {
 	switch {
-	case f.localTrust != "" && (f.signingConfig != "" || f.trustedRoot != ""):
-		return usagef("--local-trust signs without any Sigstore deployment: leave out --signing-config and --trusted-root")
+	case f.localTrust != "" && (f.signingConfig != "" || f.trustedRoot != "" || f.urls.given()):
+		return usagef("--local-trust signs without any Sigstore deployment: leave out --signing-config, --trusted-root and URLs")
+	case f.localTrust != "" && f.release != "":
+		return usagef("what a local trust root signs is nothing for a release: leave out --release")
+	case f.signingConfig != "" && f.urls.given():
+		return usagef("--signing-config names the services already: leave out --fulcio-url, --rekor-url, --rekor-version, --timestamp-server-url and --oidc-issuer")
+	case f.urls.given() && f.urls.fulcio == "":
+		return usagef("a private Sigstore deployment needs a certificate authority: give --fulcio-url, too")
+	case f.urls.given() && f.trustedRoot == "":
+		return usagef("--fulcio-url needs --trusted-root: the public trust root does not know a private deployment")
 	case f.signingConfig != "" && f.trustedRoot == "":
 		return usagef("--signing-config needs --trusted-root: the public trust root does not know a private deployment")
 	}
@@ -123,40 +173,57 @@ func (a *app) attest(ctx context.Context, f attestFlags, reference string) error
 	if ref.IsLayout() {
 		subject = image.Name
 	}
-	attestations := []attestation{
+	attestations := []*attestation{
 		{predicateType: attest.PredicateProvenance, predicate: job.provenance},
 		{predicateType: attest.PredicateMeasurements, predicate: measurements},
 	}
 	attestations = append(attestations, sbomAttestations(sboms)...)
 	if auditReport != nil {
-		attestations = append(attestations, attestation{predicateType: attest.PredicateAudit, predicate: auditReport})
+		attestations = append(attestations, &attestation{predicateType: attest.PredicateAudit, predicate: auditReport})
 	}
-	var bundles [][]byte
-	for i := range attestations {
-		s, err := attest.NewStatement(subject, image.Reference.Digest.Hex, attestations[i].predicateType, attestations[i].predicate)
-		if err != nil {
+	for _, made := range attestations {
+		if made.statement, err = attest.NewStatement(subject, image.Reference.Digest.Hex, made.predicateType, made.predicate); err != nil {
 			return err
 		}
-		if attestations[i].bundle, err = job.signer.Sign(ctx, s); err != nil {
-			return err
-		}
-		bundles = append(bundles, attestations[i].bundle)
 	}
-	if err := writeBundles(f.bundleOutput, bundles); err != nil {
+	stores, err := job.stores(ctx, f, image.Reference)
+	if err != nil {
+		return err
+	}
+	if err := job.findExisting(ctx, stores, attestations); err != nil {
+		return err
+	}
+	if err := job.sign(ctx, attestations); err != nil {
+		return err
+	}
+	if err := writeBundles(f.bundleOutput, attestations); err != nil {
 		return err
 	}
 	// For the step summary: no variable of the environment says it.
 	if err := gha.SetOutput("signer-workflow", job.workflow); err != nil {
 		return err
 	}
-	return a.storeBundles(ctx, job, image.Reference, attestations)
+	if err := a.storeBundles(ctx, stores, attestations); err != nil {
+		return err
+	}
+	if err := job.outputs(attestations); err != nil {
+		return err
+	}
+	if !f.storageRecord {
+		return nil
+	}
+	return a.record(ctx, job, image.Reference, image.Manifest.Annotations[artifact.AnnotationVersion])
 }
 
 // attestation is one in the making.
 type attestation struct {
 	predicateType string
 	predicate     []byte
+	statement     *attest.Statement
 	bundle        []byte // once it is signed
+	reused        bool   // the bundle is one of an earlier run
+	stored        []bool // by store, whether it was there before
+	id            string // GitHub's number, once GitHub stored it
 }
 
 // readAudit reads the report of --audit, and nothing when there is none.
@@ -193,8 +260,9 @@ func checkBeforeAttesting(image *artifact.Artifact, measurements []byte) error {
 type job struct {
 	signer     *attest.Signer
 	provenance []byte
-	repository string // OWNER/REPO; empty for a local trust root
-	workflow   string // OWNER/REPO/PATH@REF that holds the job; likewise
+	author     attest.Author // who signs
+	repository string        // OWNER/REPO; empty for a local trust root
+	workflow   string        // OWNER/REPO/PATH@REF that holds the job; likewise
 	host       attest.Host
 	github     attest.GitHub
 }
@@ -212,13 +280,22 @@ func (a *app) newJob(ctx context.Context, f attestFlags) (*job, error) {
 		return nil, hostErr
 	}
 	var instance attest.Instance
-	trust := attest.PublicTrust(ctx)
 	var err error
-	if f.signingConfig != "" {
-		if instance, err = attest.ReadInstance(f.signingConfig); err != nil {
-			return nil, err
-		}
+	private := f.signingConfig != "" || f.urls.given()
+	switch {
+	case f.signingConfig != "":
+		instance, err = attest.ReadInstance(f.signingConfig)
+	case private:
+		instance, err = f.urls.instance()
 	}
+	if err != nil {
+		return nil, err
+	}
+	j.github = attest.GitHub{API: os.Getenv("GITHUB_API_URL"), Token: gha.Token()}
+	if j.github.API == "" {
+		j.github.API = j.host.API()
+	}
+	trust := attest.PublicTrust(ctx, j.host, j.github)
 	if f.trustedRoot != "" {
 		if trust, err = attest.ReadTrust(f.trustedRoot); err != nil {
 			return nil, err
@@ -231,10 +308,6 @@ func (a *app) newJob(ctx context.Context, f attestFlags) (*job, error) {
 		}
 		issuer = j.host.Issuer
 	}
-	j.github = attest.GitHub{API: os.Getenv("GITHUB_API_URL"), Token: gha.Token()}
-	if j.github.API == "" {
-		j.github.API = j.host.API()
-	}
 	if j.github.Token == "" {
 		return nil, errors.New("attest: there is no token to store the attestations with: set GITHUB_TOKEN (in a workflow: env: GITHUB_TOKEN: ${{ github.token }}) and give the job 'permissions: attestations: write'")
 	}
@@ -246,13 +319,13 @@ func (a *app) newJob(ctx context.Context, f attestFlags) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
-	if f.signingConfig == "" {
+	if !private {
 		instance = attest.InstanceFor(j.host, claims.Visibility)
 	}
 	if !a.quiet {
 		fmt.Fprintf(a.stderr, "signing as %s with %s\n", claims.JobWorkflowRef, instance.Name)
 	}
-	j.repository, j.workflow = claims.Repository, claims.JobWorkflowRef
+	j.repository, j.workflow, j.author = claims.Repository, claims.JobWorkflowRef, claims.Author(j.host.Server)
 	if j.provenance, err = claims.Provenance(j.host.Server); err != nil {
 		return nil, err
 	}
@@ -276,12 +349,16 @@ func (a *app) newLocalJob(dir string) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &job{signer: attest.NewLocalSigner(local), provenance: provenance}, nil
+	return &job{signer: attest.NewLocalSigner(local), provenance: provenance, author: attest.LocalAuthor}, nil
 }
 
 // writeBundles appends the bundles to a file before they are stored, so that a
 // store that refuses does not cost them. In a job there always is a file.
-func writeBundles(path string, bundles [][]byte) error {
+func writeBundles(path string, attestations []*attestation) error {
+	bundles := make([][]byte, len(attestations))
+	for i, a := range attestations {
+		bundles[i] = a.bundle
+	}
 	temp := os.Getenv("RUNNER_TEMP")
 	inJob := gha.Enabled() && temp != ""
 	if path == "" {
@@ -313,34 +390,4 @@ func writeBundles(path string, bundles [][]byte) error {
 		}
 	}
 	return gha.SetOutput("bundle-path", absolute)
-}
-
-// storeBundles stores the bundles, of both predicates in order, with GitHub and
-// beside the artifact, and prints where each is.
-func (a *app) storeBundles(ctx context.Context, j *job, ref artifact.Reference, attestations []attestation) error {
-	var out strings.Builder
-	for _, made := range attestations {
-		predicateType, bundle := made.predicateType, made.bundle
-		fmt.Fprintf(&out, "%s\n", predicateType)
-		if j.repository != "" {
-			id, err := j.github.Store(ctx, j.repository, bundle)
-			if err != nil {
-				return err
-			}
-			page := j.host.Server + "/" + j.repository + "/attestations/" + id
-			fmt.Fprintf(&out, "  %s\n", page)
-			if predicateType == attest.PredicateMeasurements {
-				if err := errors.Join(gha.SetOutput("attestation-id", id), gha.SetOutput("attestation-url", page)); err != nil {
-					return err
-				}
-			}
-		}
-		digest, err := artifact.PutReferrer(ctx, ref, attest.BundleMediaType, bundle, attest.Annotations(predicateType))
-		if err != nil {
-			return fmt.Errorf("store the attestation beside the artifact: %w", err)
-		}
-		fmt.Fprintf(&out, "  %s\n", ref.WithDigest(digest))
-	}
-	_, err := fmt.Fprint(a.stdout, out.String())
-	return err
 }

@@ -164,7 +164,7 @@ func TestKMSPolicyOfArtifacts(t *testing.T) {
 		t.Fatal(said)
 	}
 	status, out, said := execute(t, "kms-policy", reference, "--local-trust=trust", "--remeasure")
-	if status != 0 || !strings.Contains(said, "verified "+reference+": 17 checks hold") || strings.Contains(said, "nothing vouches") {
+	if status != 0 || !strings.Contains(said, "verified "+reference+": 19 checks hold") || strings.Contains(said, "nothing vouches") {
 		t.Errorf("status %d: %s", status, said)
 	}
 	doc, err := os.ReadFile(filepath.Join(testenv.Root(t), "internal/measure/testdata/stub257.json"))

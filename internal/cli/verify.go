@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -43,8 +44,12 @@ func newVerifyCommand(a *app) *cobra.Command {
 // verifyFlags are the flags of verify artifact.
 type verifyFlags struct {
 	repository, owner, workflow, ref, issuer string
+	hostname, signerRepository               string
+	signerDigest, sourceDigest, runner       string
+	denySelfHosted                           bool
 	trustedRoot, localTrust                  string
 	bundle, bundleFrom                       string
+	bundleFromOCI                            bool
 	remeasure                                bool
 	format                                   string
 	predict                                  predictFlags
@@ -97,15 +102,25 @@ func (f *verifyFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.repository, "repo", "", "`OWNER/REPO` that it must have been built from")
 	flags.StringVar(&f.owner, "owner", "", "owner of the repository that it must have been built from")
 	flags.StringVar(&f.workflow, "signer-workflow", "", "workflow that must have signed: `OWNER/REPO/PATH`, with or without @REF (default: any of the repository or owner)")
+	flags.StringVar(&f.signerRepository, "signer-repo", "", "`OWNER/REPO` whose workflow must have signed, as that of a reusable one, instead of --signer-workflow")
+	flags.StringVar(&f.signerDigest, "signer-digest", "", "`COMMIT` of the workflow that must have signed (default: any)")
+	flags.StringVar(&f.sourceDigest, "source-digest", "", "`COMMIT` that it must have been built from (default: any)")
+	flags.BoolVar(&f.denySelfHosted, "deny-self-hosted-runners", false, "accept only what a runner of GitHub's signed")
+	flags.StringVar(&f.runner, "runner-environment", "", "`KIND` of the runner that must have signed: github-hosted or self-hosted (default: any)")
+	flags.StringVar(&f.hostname, "hostname", "", "`HOST` of GitHub that --repo or --owner is on, as octo.ghe.com (default: that of GITHUB_SERVER_URL, or github.com)")
 	flags.StringVar(&f.ref, "source-ref", "", "`REF` that it must have been built from, as refs/heads/main (default: any)")
 	flags.StringVar(&f.issuer, "cert-oidc-issuer", "", "`URL` of the issuer of the signer's identity (default: GitHub's)")
 	flags.StringVar(&f.trustedRoot, "trusted-root", "", "Sigstore trusted root `FILE` (default: the public one, and GitHub's)")
 	flags.StringVar(&f.localTrust, "local-trust", "", "accept only what the local trust root in `DIR` signed")
 	flags.StringVar(&f.bundle, "bundle", "", "`FILE` of Sigstore bundles, one a line")
 	flags.StringVar(&f.bundleFrom, "bundle-from", "auto", "where to fetch bundles: registry, github or auto")
+	flags.BoolVar(&f.bundleFromOCI, "bundle-from-oci", false, "the same as --bundle-from=registry, as gh calls it")
 	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
-		if name == "ref" { // what one tries first
+		switch name {
+		case "ref": // what one tries first
 			name = "source-ref"
+		case "custom-trusted-root": // as gh calls it
+			name = "trusted-root"
 		}
 		return pflag.NormalizedName(name)
 	})
@@ -148,7 +163,7 @@ func (f *verifyFlags) verify(ctx context.Context, reference string, options ...a
 	if err := f.validate(); err != nil {
 		return nil, nil, err
 	}
-	trust, err := f.trust(ctx)
+	trust, err := f.trust(ctx, expected.Host)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -184,12 +199,25 @@ func (f *verifyFlags) verify(ctx context.Context, reference string, options ...a
 func (f *verifyFlags) expectation() (attest.Expectation, error) {
 	e := attest.Expectation{
 		Issuer: f.issuer, Repository: f.repository, Owner: f.owner, Workflow: f.workflow, Ref: f.ref, Local: f.localTrust != "",
+		SignerRepository: f.signerRepository, SignerDigest: f.signerDigest, SourceDigest: f.sourceDigest, Runner: f.runner,
+	}
+	if f.denySelfHosted {
+		if f.runner == attest.SelfHosted {
+			return e, errors.New("--deny-self-hosted-runners and --runner-environment=self-hosted cannot both hold")
+		}
+		e.Runner = attest.GitHubHosted
 	}
 	server := gitHubServer()
+	if f.hostname != "" {
+		server = "https://" + f.hostname
+	}
 	// As gh writes a repository of another host than github.com.
 	if strings.Count(f.repository, "/") == 2 {
 		var host string
 		host, e.Repository, _ = strings.Cut(f.repository, "/")
+		if f.hostname != "" && !strings.EqualFold(host, f.hostname) {
+			return e, fmt.Errorf("--repo names the host %s and --hostname %s", host, f.hostname)
+		}
 		server = "https://" + host
 	}
 	var err error
@@ -197,15 +225,24 @@ func (f *verifyFlags) expectation() (attest.Expectation, error) {
 	if err != nil && (!errors.Is(err, attest.ErrServer) || f.issuer == "" && !e.Local) {
 		return e, fmt.Errorf("%w; to verify what one signed, give --cert-oidc-issuer, too", err)
 	}
+	// gh writes a workflow with its host, too, where that is another.
+	if u, err := url.Parse(e.Host.Server); err == nil {
+		e.Workflow = strings.TrimPrefix(e.Workflow, u.Host+"/")
+	}
 	return e, e.Validate()
 }
 
 func (f *verifyFlags) validate() error {
+	if f.bundleFromOCI && f.bundleFrom == "auto" {
+		f.bundleFrom = "registry"
+	}
 	switch {
 	case f.format != "table" && f.format != "json":
 		return usagef("--format: there is no format %q: give table or json", f.format)
 	case !slices.Contains([]string{"auto", "registry", "github"}, f.bundleFrom):
 		return usagef("--bundle-from: bundles come from registry, github or auto, not from %q; a file is named with --bundle", f.bundleFrom)
+	case f.bundleFromOCI && f.bundleFrom != "registry":
+		return usagef("--bundle-from-oci and --bundle-from=%s cannot both hold", f.bundleFrom)
 	case f.bundle != "" && f.bundleFrom != "auto":
 		return usagef("--bundle and --bundle-from cannot be given together")
 	case f.localTrust != "" && f.trustedRoot != "":
@@ -216,14 +253,14 @@ func (f *verifyFlags) validate() error {
 	return nil
 }
 
-func (f *verifyFlags) trust(ctx context.Context) (*attest.Trust, error) {
+func (f *verifyFlags) trust(ctx context.Context, host attest.Host) (*attest.Trust, error) {
 	switch {
 	case f.localTrust != "":
 		return attest.ReadLocalTrust(f.localTrust)
 	case f.trustedRoot != "":
 		return attest.ReadTrust(f.trustedRoot)
 	}
-	return attest.PublicTrust(ctx), nil
+	return attest.PublicTrust(ctx, host, gitHubAt(host)), nil
 }
 
 // sources are where to look for bundles, in order.
@@ -235,7 +272,9 @@ func (f *verifyFlags) sources(ref artifact.Reference, expected attest.Expectatio
 		}
 		return []attest.Source{{Name: f.bundle, Fetch: func(context.Context) ([]attest.Candidate, error) { return bundles, nil }}}, nil
 	}
-	registry := attest.Source{Name: "the registry", Fetch: func(ctx context.Context) ([]attest.Candidate, error) { return fetchReferrers(ctx, ref) }}
+	registry := attest.Source{Name: "the registry", Fetch: func(ctx context.Context) ([]attest.Candidate, error) {
+		return fetchReferrers(ctx, ref, attest.Predicates)
+	}}
 	if ref.IsLayout() {
 		registry.Name = "the layout"
 	}
@@ -264,8 +303,9 @@ func gitHubAt(host attest.Host) attest.GitHub {
 	return attest.GitHub{API: cmp.Or(os.Getenv("GITHUB_API_URL"), host.API()), Token: gha.Token()}
 }
 
-// fetchReferrers fetches the bundles that hang on an artifact.
-func fetchReferrers(ctx context.Context, ref artifact.Reference) ([]attest.Candidate, error) {
+// fetchReferrers fetches the bundles that hang on an artifact, of the predicates
+// or of those that are not told.
+func fetchReferrers(ctx context.Context, ref artifact.Reference, predicates []string) ([]attest.Candidate, error) {
 	referrers, err := artifact.Referrers(ctx, ref, attest.BundleMediaType)
 	if err != nil {
 		return nil, err
@@ -273,10 +313,10 @@ func fetchReferrers(ctx context.Context, ref artifact.Reference) ([]attest.Candi
 	// Others can hang as much as they like on an artifact: what is not said to
 	// be of use is not fetched, and what is said to be comes first.
 	rank := func(d v1.Descriptor) int {
-		switch d.Annotations[attest.AnnotationType] {
-		case attest.PredicateProvenance, attest.PredicateMeasurements:
+		switch predicate := d.Annotations[attest.AnnotationType]; {
+		case slices.Contains(predicates, predicate):
 			return 0
-		case "":
+		case predicate == "":
 			return 1
 		}
 		return 2

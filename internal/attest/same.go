@@ -1,0 +1,89 @@
+package attest
+
+import (
+	"encoding/json"
+	"errors"
+
+	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
+)
+
+// Author is who signs, as far as it makes one attestation another than the next:
+// which workflow, from which source.
+type Author struct {
+	Issuer     string // of the identity token
+	Signer     string // URL of the workflow that holds the job, with @REF
+	Repository string // URL
+	Ref        string // refs/heads/…
+	Commit     string // hex
+	Runner     string // github-hosted or self-hosted
+}
+
+// LocalAuthor is whoever keeps a local trust root.
+var LocalAuthor = Author{Issuer: LocalIssuer, Signer: LocalIdentity}
+
+// Author is who signs in the job that the claims describe, on the GitHub at
+// server (https://github.com).
+func (c *Claims) Author(server string) Author {
+	return Author{
+		Issuer: c.Issuer, Signer: server + "/" + c.JobWorkflowRef, Repository: server + "/" + c.Repository,
+		Ref: c.Ref, Commit: c.SHA, Runner: c.RunnerEnvironment,
+	}
+}
+
+func authorOf(c certificate.Summary) Author {
+	return Author{
+		Issuer: c.Issuer, Signer: c.SubjectAlternativeName, Repository: c.SourceRepositoryURI,
+		Ref: c.SourceRepositoryRef, Commit: c.SourceRepositoryDigest, Runner: c.RunnerEnvironment,
+	}
+}
+
+// Existing looks among bundles for one that says already what a statement by an
+// author would say, so that signing it again would add nothing: it verifies, is
+// about the same digest, of the same type, and its predicate says the same in
+// every member. Of provenance that means the same attempt of the same run.
+func (s *Signer) Existing(candidates []Candidate, statement *Statement, author Author) ([]byte, bool) {
+	said, err := decode(statement.Predicate)
+	if err != nil {
+		return nil, false
+	}
+	for _, c := range candidates[:min(len(candidates), MaxBundles)] {
+		if predicateType, err := typeOf(c); err != nil || predicateType != statement.PredicateType {
+			continue // not worth the verification
+		}
+		a := s.trust.Check(c, statement.Subject[0].Digest["sha256"])
+		if a.Err != nil || a.PredicateType != statement.PredicateType || authorOf(a.Certificate) != author {
+			continue
+		}
+		found, err := decode(a.Predicate)
+		if err != nil {
+			continue
+		}
+		if _, differs := firstDifference("", said, found); !differs {
+			return c.Data, true
+		}
+	}
+	return nil, false
+}
+
+// typeOf reads which predicate a bundle claims to hold.
+func typeOf(c Candidate) (string, error) {
+	if c.Err != nil {
+		return "", c.Err
+	}
+	var b struct {
+		Envelope struct {
+			Payload []byte `json:"payload"`
+		} `json:"dsseEnvelope"`
+	}
+	if err := json.Unmarshal(c.Data, &b); err != nil {
+		return "", err
+	}
+	if len(b.Envelope.Payload) == 0 {
+		return "", errors.New("there is no payload")
+	}
+	statement, err := parseStatement(b.Envelope.Payload)
+	if err != nil {
+		return "", err
+	}
+	return statement.PredicateType, nil
+}
