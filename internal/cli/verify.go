@@ -70,7 +70,9 @@ The bundles are taken from --bundle, or from the registry, or from GitHub when
 the registry has none that will do; neither needs an account for what is
 public. They are verified with the public trust root, or with --trusted-root.
 
-The result is a table of checks. Exit status 1 says that one does not hold.`,
+The result is a table of checks. Exit status 1 says that one does not hold. In a
+job of GitHub Actions the outputs artifact, digest, pcr4, pcr7, pcr11, pcr12 and
+measurements are set when all hold.`,
 		Example: `  attestable-image verify artifact ghcr.io/owner/image:v1 --repo owner/image
   attestable-image verify artifact ghcr.io/owner/image:v1 --repo owner/image \
       --signer-workflow owner/image/.github/workflows/image.yml --source-ref refs/heads/main --remeasure
@@ -145,7 +147,47 @@ func (a *app) verifyArtifact(ctx context.Context, f verifyFlags, reference strin
 		}
 		verdict.Checks = append(verdict.Checks, checks...)
 	}
-	return a.printVerification(f.format, image.Reference, verdict)
+	if err := a.printVerification(f.format, image.Reference, verdict); err != nil {
+		return err
+	}
+	return tellVerified(image.Reference, verdict)
+}
+
+// tellVerified sets the outputs of a step, and its summary. It is called when
+// every check holds, and for nothing else.
+func tellVerified(ref artifact.Reference, verdict *attest.Verdict) error {
+	if !gha.Enabled() {
+		return nil
+	}
+	doc, err := measure.ParseDocument(verdict.Measurements)
+	if err != nil {
+		return fmt.Errorf("hand on what was verified of %s: %w", ref, err)
+	}
+	outputs := [][2]string{
+		{"artifact", ref.String()}, {"digest", ref.Digest.String()},
+		{"measurements", string(verdict.Measurements)},
+		{"source-repository", verdict.Origin.Repository}, {"source-digest", verdict.Origin.Commit},
+	}
+	var summary strings.Builder
+	fmt.Fprintf(&summary, "## Verified: %s\n\n%d checks hold.", code(ref.String()), len(verdict.Checks))
+	if verdict.Origin.Repository != "" {
+		fmt.Fprintf(&summary, " Built from %s at %s by %s.", code(verdict.Origin.Repository), code(verdict.Origin.Commit), code(verdict.Origin.Workflow))
+	}
+	summary.WriteString("\n\n| PCR | value |\n|---|---|\n")
+	for _, n := range []int{4, 7, 11, 12} {
+		value := doc.PCR(n)
+		if value == "" {
+			continue
+		}
+		outputs = append(outputs, [2]string{"pcr" + strconv.Itoa(n), value})
+		fmt.Fprintf(&summary, "| %d | %s |\n", n, code(value))
+	}
+	for _, output := range outputs {
+		if err := gha.SetOutput(output[0], output[1]); err != nil {
+			return err
+		}
+	}
+	return gha.AddSummary(summary.String())
 }
 
 // verify opens an artifact and checks it, its attestations, and that it says of

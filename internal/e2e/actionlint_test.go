@@ -62,6 +62,7 @@ var (
 	stepUse   = regexp.MustCompile(`\bsteps\.([\w-]+)\.outputs\.`)
 	shellUse  = regexp.MustCompile(`\$\{?([A-Z][A-Z0-9_]*)(:?-)?`)
 	scriptUse = regexp.MustCompile(`\$ACTION_PATH/([\w./-]+)`)
+	sourceUse = regexp.MustCompile(`(?m)^source "\$\(dirname "\$0"\)/([\w-]+)"$`)
 )
 
 // TestActionFiles holds that the parts of each action fit together, which no
@@ -98,6 +99,13 @@ func TestActionFiles(t *testing.T) {
 						t.Fatal(err)
 					}
 					texts = append(texts, string(script))
+					for _, part := range sourceUse.FindAllStringSubmatch(string(script), -1) {
+						sourced, err := os.ReadFile(filepath.Join(filepath.Dir(path), part[1]))
+						if err != nil {
+							t.Fatal(err)
+						}
+						texts = append(texts, string(sourced))
+					}
 				}
 				used := map[string]bool{}
 				for _, use := range shellUse.FindAllStringSubmatch(strings.Join(texts, "\n"), -1) {
