@@ -83,6 +83,7 @@ func (a *authority) GetCertificate(_ context.Context, keypair sign.Keypair, _ *s
 	}{
 		{certificate.OIDIssuerV2, a.certify.Issuer},
 		{certificate.OIDBuildSignerURI, a.certify.BuildSignerURI},
+		{certificate.OIDBuildSignerDigest, a.certify.BuildSignerDigest},
 		{certificate.OIDBuildConfigURI, a.certify.BuildConfigURI},
 		{certificate.OIDBuildTrigger, a.certify.BuildTrigger},
 		{certificate.OIDRunnerEnvironment, a.certify.RunnerEnvironment},

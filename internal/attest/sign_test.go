@@ -40,6 +40,10 @@ func TestRekorV1(t *testing.T) {
 	if !bytes.Contains(line, []byte(`"kindVersion":{"kind":"dsse","version":"0.0.1"}`)) || bytes.ContainsAny(line, "\n") {
 		t.Errorf("bundle %s", line)
 	}
+	got := a.trust.Check(Candidate{Data: line}, testDigest)
+	if len(got.Clocks) != 1 || got.Clocks[0].Kind != ClockLog || got.Clocks[0].URI != log.url {
+		t.Errorf("clocks %+v, error %v", got.Clocks, got.Err)
+	}
 	if other := newAuthority(t, "somebody", newTestLog(t).trusted()); other.trust.Check(Candidate{Data: line}, testDigest).Err == nil {
 		t.Error("verified with another root")
 	}

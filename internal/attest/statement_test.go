@@ -128,6 +128,7 @@ func certified(c *Claims) certificate.Summary {
 		Extensions: certificate.Extensions{
 			Issuer:                          c.Issuer,
 			BuildSignerURI:                  server + c.JobWorkflowRef,
+			BuildSignerDigest:               c.SHA,
 			BuildConfigURI:                  server + c.WorkflowRef,
 			BuildTrigger:                    c.EventName,
 			RunnerEnvironment:               c.RunnerEnvironment,

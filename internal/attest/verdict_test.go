@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -128,6 +129,43 @@ func TestIdentity(t *testing.T) {
 			certify: func(c *certificate.Summary) { c.Issuer += "/octo-enterprise" },
 		},
 		{
+			name:   "a reusable workflow of a repository that is expected",
+			expect: func(e *Expectation) { e.Workflow, e.SignerRepository = "", "Octo-Org/workflows" },
+			certify: func(c *certificate.Summary) {
+				c.SubjectAlternativeName = "https://github.com/octo-org/workflows/.github/workflows/build.yaml@refs/tags/v1"
+				c.BuildSignerURI = c.SubjectAlternativeName
+			},
+		},
+		{
+			name: "a reusable workflow of a repository whose name begins like it", want: "workflow: https://github.com/octo-org/workflows-evil/.github/workflows/build.yaml@refs/tags/v1",
+			expect: func(e *Expectation) { e.Workflow, e.SignerRepository = "", "octo-org/workflows" },
+			certify: func(c *certificate.Summary) {
+				c.SubjectAlternativeName = "https://github.com/octo-org/workflows-evil/.github/workflows/build.yaml@refs/tags/v1"
+				c.BuildSignerURI = c.SubjectAlternativeName
+			},
+		},
+		{name: "everything that can be asked", expect: func(e *Expectation) {
+			e.SignerDigest, e.SourceDigest, e.Runner = strings.ToUpper(testClaims().SHA), testClaims().SHA, GitHubHosted
+		}},
+		{
+			name: "another commit", want: "commit: " + testClaims().SHA,
+			expect: func(e *Expectation) { e.SourceDigest = strings.Repeat("0", 40) },
+		},
+		{
+			name: "a workflow of another commit", want: "workflow's commit: " + testClaims().SHA,
+			expect: func(e *Expectation) { e.SignerDigest = strings.Repeat("0", 40) },
+		},
+		{
+			name: "a self-hosted runner", want: "runner: self-hosted",
+			expect:  func(e *Expectation) { e.Runner = GitHubHosted },
+			certify: func(c *certificate.Summary) { c.RunnerEnvironment = SelfHosted },
+		},
+		{
+			name: "a runner of which nothing is said", want: "runner: nothing",
+			expect:  func(e *Expectation) { e.Runner = GitHubHosted },
+			certify: func(c *certificate.Summary) { c.RunnerEnvironment = "" },
+		},
+		{
 			name: "no GitHub at all", want: "repository: nothing",
 			certify: func(c *certificate.Summary) {
 				*c = certificate.Summary{SubjectAlternativeName: "https://example.com/x", Extensions: certificate.Extensions{Issuer: c.Issuer}}
@@ -164,6 +202,12 @@ func TestBadExpectations(t *testing.T) {
 		`the workflow "a/b/c.txt@x" is not`:        {Repository: "a/b", Workflow: "a/b/c.txt@x"},
 		`the ref "main" is not a full one`:         {Repository: "a/b", Ref: "main"},
 		"a local trust root signs for no reposito": {Repository: "a/b", Local: true},
+		"a local trust root signs":                 {SourceDigest: strings.Repeat("0", 40), Local: true},
+		"not both":                                 {Repository: "a/b", Workflow: "a/b/c.yml", SignerRepository: "a/b"},
+		`the signer's repository "a" is not`:       {Repository: "a/b", SignerRepository: "a"},
+		`the signer's digest "abc" is no commit`:   {Repository: "a/b", SignerDigest: "abc"},
+		`the source's digest "main" is no commit`:  {Repository: "a/b", SourceDigest: "main"},
+		`there is no runner environment "mine"`:    {Repository: "a/b", Runner: "mine"},
 	} {
 		if err := e.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: error %v, want one about %q", e, err, want)
@@ -289,6 +333,10 @@ func TestPolicy(t *testing.T) {
 			if (got.Err == nil) != (tc.want == "") || got.Err != nil && !strings.Contains(got.Err.Error(), tc.want) {
 				t.Errorf("error %v, want one about %q", got.Err, tc.want)
 			}
+			if got.Err == nil && (len(got.Clocks) != 1 || got.Clocks[0].Kind != ClockTimestamp || got.Time != got.Clocks[0].Time ||
+				got.Time.Before(got.NotBefore) || got.Time.After(got.NotAfter)) {
+				t.Errorf("%+v", got)
+			}
 			if got.Err == nil && (got.Time.IsZero() || got.PredicateType != PredicateMeasurements) {
 				t.Errorf("%+v", got)
 			}
@@ -345,7 +393,7 @@ func TestTamperedBundles(t *testing.T) {
 		"certificate": {flip(`"rawBytes":"`), ""},
 		"timestamp":   {flip(`"signedTimestamp":"`), ""},
 		"no timestamp": {edit(func(b map[string]any) { delete(material(b), "timestampVerificationData") }),
-			"threshold not met"},
+			"nothing in it proves when it was signed, neither a timestamp nor a log entry with a time, and its certificate was valid only from "},
 		"payload type": {edit(func(b map[string]any) { envelope(b)["payloadType"] = "text/plain" }),
 			`its payload is of type "text/plain"`},
 		"two signatures": {edit(func(b map[string]any) {
@@ -368,8 +416,13 @@ func TestTamperedBundles(t *testing.T) {
 		}), "it holds no DSSE envelope"},
 		"no statement": {a.envelope(t, []byte(`{"hello":"world"}`), PayloadType), "read the in-toto statement"},
 		"no material":  {edit(func(b map[string]any) { delete(b, "verificationMaterial") }), "it is no Sigstore bundle"},
-		"too long":     {append(bytes.Clone(data), bytes.Repeat([]byte(" "), MaxBundle)...), "no bundle has more than"},
-		"empty":        {nil, "it is no Sigstore bundle"},
+		"padded":       {append(bytes.Clone(data), bytes.Repeat([]byte(" "), 17<<20)...), "bytes around its statement, and no bundle has more than 1048576"},
+		"too many subjects": {a.envelope(t, manySubjects(t, MaxSubjects+1), PayloadType),
+			"it has 1025 subjects, and none has more than 1024"},
+		"too long a predicate": {a.bundle(t, &Statement{Type: StatementType, Subject: statement(t, PredicateMeasurements, testMeasurements).Subject,
+			PredicateType: PredicateMeasurements, Predicate: longPredicate(17 << 20)}), "its predicate has 17825792 bytes, and none has more than 16777216"},
+		"too long": {append(bytes.Clone(data), bytes.Repeat([]byte(" "), MaxBundle)...), "no bundle has more than"},
+		"empty":    {nil, "it is no Sigstore bundle"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := a.trust.Check(Candidate{Data: tc.data}, testDigest)
@@ -380,6 +433,42 @@ func TestTamperedBundles(t *testing.T) {
 				t.Errorf("something is believed: %+v", got)
 			}
 		})
+	}
+}
+
+// longPredicate is a JSON object of n bytes.
+func longPredicate(n int) []byte {
+	const around = len(`{"x":""}`)
+	return []byte(`{"x":"` + strings.Repeat("x", n-around) + `"}`)
+}
+
+// manySubjects is a statement about n manifests, the last of which is the test's.
+func manySubjects(t *testing.T, n int) []byte {
+	t.Helper()
+	s := statement(t, PredicateMeasurements, testMeasurements)
+	last := s.Subject[0]
+	s.Subject = nil
+	for i := range n - 1 {
+		s.Subject = append(s.Subject, Subject{Digest: map[string]string{"sha256": fmt.Sprintf("%064x", i)}})
+	}
+	s.Subject = append(s.Subject, last)
+	payload, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return payload
+}
+
+// TestLargeBundles holds that what GitHub takes just so is taken.
+func TestLargeBundles(t *testing.T) {
+	a := newAuthority(t, "somebody", nil)
+	for name, data := range map[string][]byte{
+		"1,024 subjects": a.envelope(t, manySubjects(t, MaxSubjects), PayloadType),
+		"16 MiB":         a.bundle(t, statement(t, PredicateMeasurements, longPredicate(MaxPredicate))),
+	} {
+		if got := a.trust.Check(Candidate{Data: data}, testDigest); got.Err != nil {
+			t.Errorf("%s: %v", name, got.Err)
+		}
 	}
 }
 
