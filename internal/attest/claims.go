@@ -42,11 +42,16 @@ type Claims struct {
 // returns what it says of the job. The token's issuer may be the expected one
 // or, for an enterprise of its own, a path below it.
 func VerifyToken(ctx context.Context, token, issuer, audience string) (*Claims, error) {
+	return verifyToken(ctx, token, issuer, audience, retry.Transport{})
+}
+
+// verifyToken is VerifyToken with other times to wait, for tests.
+func verifyToken(ctx context.Context, token, issuer, audience string, transport retry.Transport) (*Claims, error) {
 	fail := func(err error) error {
 		return fmt.Errorf("read the job's identity token: %w", redact(err, token))
 	}
-	client := &http.Client{Transport: &retry.Transport{MaxBody: 1 << 20, Context: ctx}}
-	ctx = oidc.ClientContext(ctx, client)
+	transport.MaxBody, transport.Context = 1<<20, ctx
+	ctx = oidc.ClientContext(ctx, &http.Client{Transport: &transport})
 	provider, err := oidc.NewProvider(ctx, issuer)
 	if err != nil {
 		return nil, fail(fmt.Errorf("fetch the keys of the issuer %s: %w", issuer, err))

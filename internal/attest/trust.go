@@ -108,14 +108,14 @@ const trustedRootTarget = "trusted_root.json"
 func PublicTrust(ctx context.Context, h Host, api GitHub) *Trust {
 	return &Trust{
 		public: sync.OnceValues(func() (*root.TrustedRoot, error) {
-			return fetchRoot(ctx, tuf.DefaultMirror, tuf.DefaultRoot(), trustedRootTarget)
+			return fetchRoot(ctx, tuf.DefaultMirror, tuf.DefaultRoot(), trustedRootTarget, retry.Transport{})
 		}),
 		github: sync.OnceValues(func() (*root.TrustedRoot, error) {
 			target, err := rootOf(ctx, h, api)
 			if err != nil {
 				return nil, err
 			}
-			return fetchRoot(ctx, gitHubTUF, gitHubTUFRoot, target)
+			return fetchRoot(ctx, gitHubTUF, gitHubTUFRoot, target, retry.Transport{})
 		}),
 	}
 }
@@ -134,10 +134,11 @@ func rootOf(ctx context.Context, h Host, api GitHub) (string, error) {
 
 // fetchRoot fetches the trust root of the TUF repository at mirror, whose first
 // root of trust is anchor.
-func fetchRoot(ctx context.Context, mirror string, anchor []byte, target string) (*root.TrustedRoot, error) {
+func fetchRoot(ctx context.Context, mirror string, anchor []byte, target string, transport retry.Transport) (*root.TrustedRoot, error) {
+	transport.Context = ctx
 	options := tuf.DefaultOptions().WithRepositoryBaseURL(mirror).WithRoot(anchor).
 		WithCacheValidity(1).WithContext(ctx).
-		WithFetcher(fetcher{&http.Client{Transport: &retry.Transport{Context: ctx, Attempts: 3}}})
+		WithFetcher(fetcher{&http.Client{Transport: &transport}})
 	if cache, err := os.UserCacheDir(); err == nil {
 		options.CachePath = filepath.Join(cache, "attestable-image", "tuf")
 		err = os.MkdirAll(options.CachePath, 0o700)

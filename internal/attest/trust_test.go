@@ -89,7 +89,7 @@ func TestFetchRoot(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			server := httptest.NewServer(tc.handler)
 			defer server.Close()
-			_, err := fetchRoot(context.Background(), server.URL, gitHubTUFRoot, trustedRootTarget)
+			_, err := fetchRoot(context.Background(), server.URL, gitHubTUFRoot, trustedRootTarget, quick)
 			if err == nil || !strings.Contains(err.Error(), tc.want) || !strings.HasSuffix(err.Error(), "name a trusted root file with --trusted-root to do without") {
 				t.Errorf("error %v, want one about %q", err, tc.want)
 			}

@@ -18,8 +18,8 @@ import (
 )
 
 // tufRepository makes a TUF repository (The Update Framework 1.0) whose target
-// trusted_root.json is data, and returns its files by path and its first root.
-func tufRepository(t *testing.T, data []byte) (files map[string][]byte, anchor []byte) {
+// name is data, and returns its files by path and its first root.
+func tufRepository(t *testing.T, name string, data []byte) (files map[string][]byte, anchor []byte) {
 	t.Helper()
 	expires := time.Now().Add(48 * time.Hour)
 	top, targets := metadata.Root(expires), metadata.Targets(expires)
@@ -40,12 +40,12 @@ func tufRepository(t *testing.T, data []byte) (files map[string][]byte, anchor [
 			t.Fatal(err)
 		}
 	}
-	target, err := metadata.TargetFile().FromBytes("trusted_root.json", data, "sha256")
+	target, err := metadata.TargetFile().FromBytes(name, data, "sha256")
 	if err != nil {
 		t.Fatal(err)
 	}
-	targets.Signed.Targets["trusted_root.json"] = target
-	files = map[string][]byte{"/targets/" + target.Hashes["sha256"].String() + ".trusted_root.json": data}
+	targets.Signed.Targets[name] = target
+	files = map[string][]byte{"/targets/" + target.Hashes["sha256"].String() + "." + name: data}
 	write := func(path string, sign func(signature.Signer) (*metadata.Signature, error), role string, encode func(bool) ([]byte, error)) {
 		t.Helper()
 		_, err := sign(signers[role])
@@ -75,7 +75,7 @@ func TestPublishedTrust(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, anchor := tufRepository(t, data)
+	files, anchor := tufRepository(t, trustedRootTarget, data)
 	var calls atomic.Int32
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if calls.Add(1) == 1 { // tried again
@@ -96,7 +96,7 @@ func TestPublishedTrust(t *testing.T) {
 			return nil, context.Canceled
 		},
 		github: func() (*root.TrustedRoot, error) {
-			return fetchRoot(context.Background(), server.URL, anchor, trustedRootTarget)
+			return fetchRoot(context.Background(), server.URL, anchor, trustedRootTarget, quick)
 		},
 	}
 	candidate := a.both(t)[1]
@@ -123,11 +123,54 @@ func TestPublishedTrust(t *testing.T) {
 			http.NotFound(w, r)
 		}))
 		defer again.Close()
-		if _, err := fetchRoot(context.Background(), again.URL, gitHubTUFRoot, trustedRootTarget); err == nil {
+		if _, err := fetchRoot(context.Background(), again.URL, gitHubTUFRoot, trustedRootTarget, quick); err == nil {
 			t.Error("believed")
 		}
-		if _, err := fetchRoot(context.Background(), again.URL, anchor, trustedRootTarget); err != nil {
+		if _, err := fetchRoot(context.Background(), again.URL, anchor, trustedRootTarget, quick); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// TestTenantTrust believes a tenant's bundles by the tenant's trust root, whose
+// name its API tells.
+func TestTenantTrust(t *testing.T) {
+	cache := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", cache)
+	t.Setenv("HOME", cache)
+	a := newAuthority(t, orgGitHub, nil)
+	data, err := a.trust.roots[0].MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, anchor := tufRepository(t, "octo-1.trusted_root.json", data)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if data, ok := files[r.URL.Path]; ok {
+			_, _ = w.Write(data)
+			return
+		}
+		http.NotFound(w, r)
+	}))
+	defer server.Close()
+	meta := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"domains":{"artifact_attestations":{"trust_domain":"octo-1"}}}`))
+	}))
+	defer meta.Close()
+	tenant, err := ParseHost("https://octo.ghe.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust := &Trust{github: func() (*root.TrustedRoot, error) {
+		target, err := rootOf(context.Background(), tenant, GitHub{API: meta.URL})
+		if err != nil {
+			return nil, err
+		}
+		return fetchRoot(context.Background(), server.URL, anchor, target, quick)
+	}}
+	if got := trust.Check(a.both(t)[1], testDigest); got.Err != nil {
+		t.Error(got.Err)
+	}
+	if _, err := fetchRoot(context.Background(), server.URL, anchor, trustedRootTarget, quick); err == nil || !strings.Contains(err.Error(), "fetch the trust root trusted_root.json from") {
+		t.Errorf("error %v", err)
+	}
 }
