@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -418,5 +419,75 @@ func TestReferrersHalfListed(t *testing.T) {
 	_, err = PutReferrer(t.Context(), result.Reference, "application/x", []byte("one"), nil, withPatience(hasty))
 	if err == nil || !strings.Contains(err.Error(), "does not list it as a referrer of "+result.Reference.Digest.String()) {
 		t.Error(err)
+	}
+}
+
+// TestReferrersRecover attaches to an artifact and reads back, in a registry that
+// fails for a moment at one place; and that fails for ever.
+func TestReferrersRecover(t *testing.T) {
+	t.Parallel()
+	content := contentOf(t, sparseDisk(t))
+	content.DiskSize = 4096
+	content.OpenDisk = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(noise(4096))), nil }
+	places := map[string]func(*http.Request) bool{
+		"log-in":    func(r *http.Request) bool { return r.URL.Path == "/v2/" },
+		"subject":   on(http.MethodGet, "/manifests/sha256:"),
+		"blob":      on(http.MethodHead, "/blobs/"),
+		"upload":    on(http.MethodPost, "/blobs/uploads/"),
+		"commit":    on(http.MethodPut, "/blobs/uploads/"),
+		"manifest":  on(http.MethodPut, "/manifests/sha256:"),
+		"referrers": on(http.MethodGet, "/referrers/"),
+		"layer":     on(http.MethodGet, "/blobs/"),
+	}
+	for fault, c := range map[string]struct {
+		n int // of answers that are spoilt; 0 stands for all
+		f http.HandlerFunc
+	}{
+		"hangs once":           {1, hang},
+		"resets once":          {1, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }},
+		"503, 503, well":       {2, answer(503, "{}")},
+		"429 with Retry-After": {1, answer(429, "{}", "Retry-After", "1")},
+		"503 for ever":         {0, answer(503, "{}")},
+	} {
+		t.Run(fault, func(t *testing.T) {
+			t.Parallel()
+			var group sync.WaitGroup // waiting takes no processor
+			for place, match := range places {
+				r := testenv.StartRegistry(t)
+				result, err := Push(t.Context(), parse(t, r.Host+"/octo-org/image:v1"), content)
+				if err != nil {
+					t.Fatal(err)
+				}
+				matched := breakRegistry(t, r, match, c.n, c.f)
+				group.Go(func() {
+					start := time.Now()
+					_, err := PutReferrer(t.Context(), result.Reference, "application/x", []byte("bundle"), nil, withPatience(hasty))
+					var found []v1.Descriptor
+					if err == nil {
+						found, err = Referrers(t.Context(), result.Reference, "application/x", withPatience(hasty))
+					}
+					if err == nil && len(found) == 1 {
+						_, err = GetReferrer(t.Context(), result.Reference, found[0], withPatience(hasty))
+					}
+					switch {
+					case c.n == 0 && place == "referrers":
+						if err != nil || len(found) != 1 { // the fallback tag does
+							t.Errorf("at %s: %d referrers, error %v", place, len(found), err)
+						}
+					case c.n == 0:
+						if err == nil || !strings.Contains(err.Error(), "(503 Service Unavailable)") {
+							t.Errorf("at %s: error %v", place, err)
+						}
+					case err != nil || len(found) != 1:
+						t.Errorf("at %s: %d referrers, error %v", place, len(found), err)
+					case matched() < 2:
+						t.Errorf("at %s: the request that failed came %d times", place, matched())
+					case strings.Contains(fault, "Retry-After") && time.Since(start) < time.Second:
+						t.Errorf("at %s: it came back after %s", place, time.Since(start))
+					}
+				})
+			}
+			group.Wait()
+		})
 	}
 }

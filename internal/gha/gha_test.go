@@ -11,7 +11,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/org/attestable-image-action/internal/retry"
 )
 
 // step makes the test a step of a job and returns its files of outputs and of
@@ -181,4 +185,59 @@ func TestIDToken(t *testing.T) {
 	if _, err := IDToken(context.Background(), "sigstore"); !errors.Is(err, ErrNoIDToken) {
 		t.Errorf("error %v", err)
 	}
+}
+
+// TestIDTokenFaults asks a service that fails for a moment, or for ever.
+func TestIDTokenFaults(t *testing.T) {
+	unavailable := func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "down", http.StatusServiceUnavailable) }
+	for _, tc := range []struct {
+		name  string
+		n     int32 // of answers that are spoilt
+		fault http.HandlerFunc
+		want  string // error, or nothing
+		calls int32
+	}{
+		{"hangs once", 1, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "", 2},
+		{"resets once", 1, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "", 2},
+		{"503, 503, well", 2, unavailable, "", 3},
+		{"429 with Retry-After", 1, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, "slowly", http.StatusTooManyRequests)
+		}, "", 2},
+		{"503 for ever", 1 << 20, unavailable, "503 Service Unavailable: down (after 4 attempts)", 4},
+		{"resets for ever", 1 << 20, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "EOF (after 4 attempts)", 4},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var calls atomic.Int32
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if calls.Add(1) <= tc.n {
+					tc.fault(w, r)
+					return
+				}
+				_, _ = w.Write([]byte(`{"value":"a token"}`))
+			}))
+			defer server.Close()
+			t.Setenv("ACTIONS_ID_TOKEN_REQUEST_URL", server.URL+"/idtoken?api-version=2.0")
+			t.Setenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "s3cret")
+			start := time.Now()
+			token, err := idToken(t.Context(), "sigstore", retry.Transport{Delay: time.Millisecond, Timeout: 300 * time.Millisecond})
+			if tc.want == "" && (err != nil || token != "a token") || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "s3cret")) {
+				t.Errorf("token %q, error %v", token, err)
+			}
+			if calls.Load() != tc.calls || strings.Contains(tc.name, "Retry-After") && time.Since(start) < time.Second {
+				t.Errorf("%d requests in %s, want %d", calls.Load(), time.Since(start), tc.calls)
+			}
+		})
+	}
+	t.Run("the context ends", func(t *testing.T) {
+		server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+		defer server.Close()
+		t.Setenv("ACTIONS_ID_TOKEN_REQUEST_URL", server.URL)
+		t.Setenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "s3cret")
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if _, err := IDToken(ctx, "sigstore"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+	})
 }

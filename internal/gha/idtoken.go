@@ -18,10 +18,16 @@ var ErrNoIDToken = errors.New("the job may not get an identity token: add 'permi
 // IDToken asks the runner for an OpenID Connect token (compact JWT) of the job
 // for audience. It is a secret, and good for minutes.
 func IDToken(ctx context.Context, audience string) (string, error) {
+	return idToken(ctx, audience, retry.Transport{})
+}
+
+// idToken is IDToken with other times to wait, for tests.
+func idToken(ctx context.Context, audience string, transport retry.Transport) (string, error) {
 	if os.Getenv("ACTIONS_ID_TOKEN_REQUEST_URL") == "" || os.Getenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN") == "" {
 		return "", ErrNoIDToken
 	}
-	client := &http.Client{Transport: new(retry.Transport)}
+	transport.MaxBody, transport.Context = 1<<20, ctx
+	client := &http.Client{Transport: &transport}
 	token, err := githubactions.New(githubactions.WithHTTPClient(client)).GetIDToken(ctx, audience)
 	var refused *githubactions.RequestFailedError
 	switch {
