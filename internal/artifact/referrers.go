@@ -16,9 +16,18 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// Referrers lists the manifests that refer to an artifact, with their
-// annotations, at most 1,000. artifactType filters them unless it is "".
-func Referrers(ctx context.Context, subject Reference, artifactType string, list ...Option) ([]v1.Descriptor, error) {
+// ReferrerList is what refers to an artifact, at most 1,000 manifests, and a
+// connection to read them over.
+type ReferrerList struct {
+	Descriptors []v1.Descriptor // with annotations
+
+	store   store
+	subject Reference
+}
+
+// ListReferrers lists the manifests that refer to an artifact. artifactType
+// filters them unless it is "".
+func ListReferrers(ctx context.Context, subject Reference, artifactType string, list ...Option) (*ReferrerList, error) {
 	if !subject.HasDigest() {
 		return nil, fmt.Errorf("list referrers of %s: the reference has no digest: write %s@sha256:HEX", subject, subject.Place())
 	}
@@ -26,17 +35,40 @@ func Referrers(ctx context.Context, subject Reference, artifactType string, list
 	if err != nil {
 		return nil, err
 	}
-	return s.referrers(ctx, subject.Digest, artifactType)
+	found, err := s.referrers(ctx, subject.Digest, artifactType)
+	if err != nil {
+		return nil, err
+	}
+	return &ReferrerList{found, s, subject}, nil
 }
 
-// GetReferrer reads the only layer of a referrer that Referrers listed, at most
-// 32 MiB, and checks the digests of the manifest and of the layer, that the
-// manifest's subject is the artifact, and that it is of the type that was listed.
+// Get reads the only layer of a referrer of the list, at most 32 MiB, and checks
+// the digests of the manifest and of the layer, that the manifest's subject is
+// the artifact, and that it is of the type that was listed.
+func (l *ReferrerList) Get(ctx context.Context, referrer v1.Descriptor) ([]byte, error) {
+	return getReferrer(ctx, l.store, l.subject, referrer)
+}
+
+// Referrers lists the manifests that refer to an artifact, with their
+// annotations, at most 1,000. artifactType filters them unless it is "".
+func Referrers(ctx context.Context, subject Reference, artifactType string, list ...Option) ([]v1.Descriptor, error) {
+	found, err := ListReferrers(ctx, subject, artifactType, list...)
+	if err != nil {
+		return nil, err
+	}
+	return found.Descriptors, nil
+}
+
+// GetReferrer is ReferrerList.Get for a single one.
 func GetReferrer(ctx context.Context, subject Reference, referrer v1.Descriptor, list ...Option) ([]byte, error) {
 	s, err := openStore(ctx, subject, toRead, newOptions(list))
 	if err != nil {
 		return nil, err
 	}
+	return getReferrer(ctx, s, subject, referrer)
+}
+
+func getReferrer(ctx context.Context, s store, subject Reference, referrer v1.Descriptor) ([]byte, error) {
 	ref := subject.WithDigest(referrer.Digest)
 	raw, err := s.manifest(ctx, ref, maxManifest)
 	if err != nil {

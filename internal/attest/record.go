@@ -72,7 +72,7 @@ func (g GitHub) Record(ctx context.Context, repository string, r StorageRecord) 
 	if response.StatusCode != http.StatusOK && response.StatusCode != http.StatusCreated {
 		refused := retry.NewStatusError(response)
 		if refused.Code == http.StatusForbidden || refused.Code == http.StatusNotFound {
-			return fail(fmt.Errorf("%w: give the job 'permissions: artifact-metadata: write', or leave the record out with --storage-record=false (in a workflow: 'storage-record: false')", refused))
+			return fail(fmt.Errorf("%w: give the job 'permissions: artifact-metadata: write', or leave the record out with --storage-record=false (in a workflow: 'create-storage-record: false')", refused))
 		}
 		return fail(refused)
 	}

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 
@@ -40,7 +41,8 @@ func authorOf(c certificate.Summary) Author {
 // Existing looks among bundles for one that says already what a statement by an
 // author would say, so that signing it again would add nothing: it verifies, is
 // about the same digest, of the same type, and its predicate says the same in
-// every member. Of provenance that means the same attempt of the same run.
+// every member. Of provenance that means the same attempt of the same run. The
+// bundle is JSON on one line.
 func (s *Signer) Existing(candidates []Candidate, statement *Statement, author Author) ([]byte, bool) {
 	said, err := decode(statement.Predicate)
 	if err != nil {
@@ -58,8 +60,12 @@ func (s *Signer) Existing(candidates []Candidate, statement *Statement, author A
 		if err != nil {
 			continue
 		}
-		if _, differs := firstDifference("", said, found); !differs {
-			return c.Data, true
+		if _, differs := firstDifference("", said, found); differs {
+			continue
+		}
+		var line bytes.Buffer
+		if json.Compact(&line, c.Data) == nil {
+			return line.Bytes(), true
 		}
 	}
 	return nil, false

@@ -1,10 +1,12 @@
 package attest
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -63,8 +65,12 @@ func TestExisting(t *testing.T) {
 		{"by a stranger", stranger, measurements, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			bundle, ok := signer.Existing(tc.candidates, tc.statement, author)
-			if ok != tc.want || ok != (bundle != nil) {
+			spread := slices.Clone(tc.candidates)
+			for i, c := range spread {
+				spread[i].Data = bytes.ReplaceAll(c.Data, []byte(`","`), []byte("\",\n\""))
+			}
+			bundle, ok := signer.Existing(spread, tc.statement, author)
+			if ok != tc.want || ok != (bundle != nil) || bytes.ContainsRune(bundle, '\n') {
 				t.Errorf("found %t with %d bytes, want %t", ok, len(bundle), tc.want)
 			}
 		})

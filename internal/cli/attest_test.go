@@ -37,6 +37,11 @@ func TestAttestAndVerifyCommandLine(t *testing.T) {
 		{"attest nothing", []string{"attest"}, 2, "give the artifact to attest as REF@DIGEST"},
 		{"attest a tag", []string{"attest", "ghcr.io/a/b:v1"}, 2, "give the digest that push printed, ghcr.io/a/b@sha256:..."},
 		{"attest no reference", []string{"attest", "ghcr.io/a/b@sha256:12"}, 2, "is no digest"},
+		{"local and a URL", []string{"attest", "--local-trust", "x", "--fulcio-url", "https://y", "ghcr.io/a/b" + digest}, 2, "leave out --signing-config, --trusted-root and URLs"},
+		{"local and a release", []string{"attest", "--local-trust", "x", "--release", "v1", "ghcr.io/a/b" + digest}, 2, "leave out --release"},
+		{"two ways to name services", []string{"attest", "--signing-config", "y", "--trusted-root", "x", "--rekor-url", "https://y", "ghcr.io/a/b" + digest}, 2, "--signing-config names the services already"},
+		{"no certificate authority", []string{"attest", "--timestamp-server-url", "https://y", "--trusted-root", "x", "ghcr.io/a/b" + digest}, 2, "give --fulcio-url, too"},
+		{"URLs without root", []string{"attest", "--fulcio-url", "https://y", "ghcr.io/a/b" + digest}, 2, "--fulcio-url needs --trusted-root"},
 		{"local and private", []string{"attest", "--local-trust", "x", "--signing-config", "y", "ghcr.io/a/b" + digest}, 2, "leave out --signing-config"},
 		{"private without root", []string{"attest", "--signing-config", "y", "ghcr.io/a/b" + digest}, 2, "--signing-config needs --trusted-root"},
 		{"attest outside of a job", []string{"attest", "ghcr.io/a/b" + digest}, 1, "there is no identity to sign with outside of a GitHub Actions job: run it in a workflow, or sign with throw-away keys: --local-trust DIR"},
@@ -48,6 +53,16 @@ func TestAttestAndVerifyCommandLine(t *testing.T) {
 		{"verify for nobody", []string{"verify", "artifact", "ghcr.io/a/b"}, 2, "give --repo OWNER/REPO or --owner OWNER; anybody can sign something"},
 		{"no repository", []string{"verify", "artifact", "--repo", "a", "ghcr.io/a/b"}, 2, `the repository "a" is not of the form OWNER/REPO`},
 		{"no workflow", []string{"verify", "artifact", "--repo", "a/b", "--signer-workflow", "image.yml", "ghcr.io/a/b"}, 2, `the workflow "image.yml" is not of the form`},
+		{"no signer repository", []string{"verify", "artifact", "--repo", "a/b", "--signer-repo", "a", "ghcr.io/a/b"}, 2, `the signer's repository "a" is not of the form`},
+		{"two signers", []string{"verify", "artifact", "--repo", "a/b", "--signer-repo", "a/b", "--signer-workflow", "a/b/c.yml", "ghcr.io/a/b"}, 2, "not both"},
+		{"no commit", []string{"verify", "artifact", "--repo", "a/b", "--source-digest", "main", "ghcr.io/a/b"}, 2, `the source's digest "main" is no commit`},
+		{"no commit of the signer", []string{"verify", "artifact", "--repo", "a/b", "--signer-digest", "5f3d6c1", "ghcr.io/a/b"}, 2, `the signer's digest "5f3d6c1" is no commit`},
+		{"no runner", []string{"verify", "artifact", "--repo", "a/b", "--runner-environment", "mine", "ghcr.io/a/b"}, 2, `there is no runner environment "mine"`},
+		{"two runners", []string{"verify", "artifact", "--repo", "a/b", "--runner-environment", "self-hosted", "--deny-self-hosted-runners", "ghcr.io/a/b"}, 2, "cannot both hold"},
+		{"two hosts", []string{"verify", "artifact", "--repo", "octo.ghe.com/a/b", "--hostname", "github.com", "ghcr.io/a/b"}, 2, "--repo names the host octo.ghe.com and --hostname github.com"},
+		{"a server", []string{"verify", "artifact", "--repo", "a/b", "--hostname", "github.example.com", "ghcr.io/a/b"}, 2, "GitHub Enterprise Server issues no identities"},
+		{"two places", []string{"verify", "artifact", "--repo", "a/b", "--bundle-from", "github", "--bundle-from-oci", "ghcr.io/a/b"}, 2, "cannot both hold"},
+		{"as gh has it", []string{"verify", "artifact", "--repo", "a/b", "--custom-trusted-root", missing, "ghcr.io/a/b"}, 1, "read the trusted root: open " + missing},
 		{"no ref", []string{"verify", "artifact", "--repo", "a/b", "--ref", "main", "ghcr.io/a/b"}, 2, `the ref "main" is not a full one`},
 		{"no format", []string{"verify", "artifact", "--repo", "a/b", "--format", "yaml", "ghcr.io/a/b"}, 2, `there is no format "yaml"`},
 		{"no such source", []string{"verify", "artifact", "--repo", "a/b", "--bundle-from", "x", "ghcr.io/a/b"}, 2, `not from "x"`},
@@ -221,4 +236,24 @@ func startRegistry(t *testing.T, name string) string {
 	}
 	t.Fatalf("there is no registry %q", name)
 	return ""
+}
+
+// TestExpectedHost holds which GitHub is meant.
+func TestExpectedHost(t *testing.T) {
+	for _, tc := range []struct{ name, server, hostname, repository, workflow, wantServer, wantWorkflow string }{
+		{"the default", "", "", "a/b", "a/b/.github/workflows/c.yml", "https://github.com", "a/b/.github/workflows/c.yml"},
+		{"a tenant's job", "https://octo.ghe.com", "", "a/b", "", "https://octo.ghe.com", ""},
+		{"a tenant", "", "octo.ghe.com", "a/b", "octo.ghe.com/a/b/.github/workflows/c.yml", "https://octo.ghe.com", "a/b/.github/workflows/c.yml"},
+		{"a tenant, as gh writes it", "", "", "octo.ghe.com/a/b", "", "https://octo.ghe.com", ""},
+		{"github.com from a tenant's job", "https://octo.ghe.com", "github.com", "a/b", "github.com/a/b/.github/workflows/c.yml", "https://github.com", "a/b/.github/workflows/c.yml"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			noJob(t)
+			t.Setenv("GITHUB_SERVER_URL", tc.server)
+			e, err := (&verifyFlags{hostname: tc.hostname, repository: tc.repository, workflow: tc.workflow}).expectation()
+			if err != nil || e.Host.Server != tc.wantServer || e.Workflow != tc.wantWorkflow || e.Repository != "a/b" {
+				t.Errorf("%+v, error %v", e, err)
+			}
+		})
+	}
 }

@@ -348,10 +348,11 @@ func gitHubAt(host attest.Host) attest.GitHub {
 // fetchReferrers fetches the bundles that hang on an artifact, of the predicates
 // or of those that are not told.
 func fetchReferrers(ctx context.Context, ref artifact.Reference, predicates []string) ([]attest.Candidate, error) {
-	referrers, err := artifact.Referrers(ctx, ref, attest.BundleMediaType)
+	found, err := artifact.ListReferrers(ctx, ref, attest.BundleMediaType)
 	if err != nil {
 		return nil, err
 	}
+	referrers := found.Descriptors
 	// Others can hang as much as they like on an artifact: what is not said to
 	// be of use is not fetched, and what is said to be comes first.
 	rank := func(d v1.Descriptor) int {
@@ -367,7 +368,7 @@ func fetchReferrers(ctx context.Context, ref artifact.Reference, predicates []st
 	slices.SortStableFunc(referrers, func(x, y v1.Descriptor) int { return rank(x) - rank(y) })
 	return attest.FetchAll(ctx, len(referrers), func(i int) attest.Candidate {
 		c := attest.Candidate{Source: "referrer " + referrers[i].Digest.String()}
-		c.Data, c.Err = artifact.GetReferrer(ctx, ref, referrers[i])
+		c.Data, c.Err = found.Get(ctx, referrers[i])
 		return c
 	})
 }

@@ -23,6 +23,7 @@ type GitHub struct {
 	handler      http.Handler
 	mu           sync.Mutex
 	attestations []storedAttestation
+	records      []StorageRecord
 }
 
 type storedAttestation struct {
@@ -44,6 +45,7 @@ func startGitHub(h Host) *GitHub {
 	mux.HandleFunc("GET /repos/{owner}/{repo}/attestations/{digest}", g.list)
 	mux.HandleFunc("GET /orgs/{owner}/attestations/{digest}", g.list)
 	mux.HandleFunc("GET /users/{owner}/attestations/{digest}", g.list)
+	g.serveMetadata(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { refuse(w, http.StatusNotFound, "Not Found") })
 	g.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")

@@ -463,7 +463,7 @@ func TestAttester(t *testing.T) {
 		{"last", func() {}, 4},
 	} {
 		step.before()
-		document, err := a.Get(h, nitrotpm.Request{Nonce: []byte(step.name)})
+		document, err := a.Get(h, nsm.Request{Nonce: []byte(step.name)})
 		if err != nil {
 			t.Fatalf("%s: %v", step.name, err)
 		}
@@ -502,11 +502,11 @@ func fill(t *testing.T, tpm transport.TPM) {
 func TestErrorsOfAttester(t *testing.T) {
 	_, tpm := emulator(t)
 	var a nsm.Attester
-	if _, err := a.Get(tpm, nitrotpm.Request{}); err != nil {
+	if _, err := a.Get(tpm, nsm.Request{}); err != nil {
 		t.Fatal(err)
 	}
 	count := &hook{tpm: tpm, before: func(int, uint32, []byte) ([]byte, error) { return nil, nil }}
-	if _, err := a.Get(count, nitrotpm.Request{}); err != nil {
+	if _, err := a.Get(count, nsm.Request{}); err != nil {
 		t.Fatal(err)
 	}
 	for k := 1; k <= count.n; k++ {
@@ -517,7 +517,7 @@ func TestErrorsOfAttester(t *testing.T) {
 				return errorResponse(tpm2.TPMRCFailure), nil
 			}
 			return nil, nil
-		}}, nitrotpm.Request{})
+		}}, nsm.Request{})
 		// A kept key that is refused is created.
 		if survives := failed == uint32(tpm2.TPMCCContextLoad); (err == nil) != survives {
 			t.Errorf("command %d (%#x) failed: error %v", k, failed, err)
