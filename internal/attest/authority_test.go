@@ -154,16 +154,16 @@ func (a *authority) bundle(t *testing.T, s *Statement) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return a.envelope(t, payload, PayloadType)
+	return a.envelope(t, payload)
 }
 
-func (a *authority) envelope(t *testing.T, payload []byte, payloadType string) []byte {
+func (a *authority) envelope(t *testing.T, payload []byte) []byte {
 	t.Helper()
 	key, err := sign.NewEphemeralKeypair(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	message, err := sign.Bundle(&sign.DSSEData{Data: payload, PayloadType: payloadType}, key, sign.BundleOptions{
+	message, err := sign.Bundle(&sign.DSSEData{Data: payload, PayloadType: PayloadType}, key, sign.BundleOptions{
 		CertificateProvider:        a,
 		CertificateProviderOptions: &sign.CertificateProviderOptions{},
 		TimestampAuthorities:       []*sign.TimestampAuthority{a.timestampAuthority()},

@@ -137,6 +137,7 @@ type Attestation struct {
 	Certificate   certificate.Summary // of who signed; zero with Err
 	Time          time.Time           // the earliest proven time of the signature
 	Clocks        []Clock             // that prove a time of the signature
+	Timeless      int                 // log entries that tell no time: of Rekor v2
 	NotBefore     time.Time           // from when the certificate was valid
 	NotAfter      time.Time           // until when
 	Err           error               // why the bundle says nothing, or nil
@@ -228,6 +229,11 @@ func (t *Trust) check(a *Attestation, data []byte, sha256 string) error {
 	a.Certificate = *result.Signature.Certificate
 	a.Predicate = statement.Predicate
 	a.NotBefore, a.NotAfter = leaf.NotBefore, leaf.NotAfter
+	for _, entry := range b.GetVerificationMaterial().GetTlogEntries() {
+		if entry.GetIntegratedTime() == 0 {
+			a.Timeless++
+		}
+	}
 	for _, proven := range result.VerifiedTimestamps {
 		kind := ClockTimestamp
 		if proven.Type == "Tlog" {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/org/attestable-image-action/internal/retry"
@@ -187,10 +188,8 @@ func (f *ReleaseFile) call(ctx context.Context, method, address, accept string, 
 	if err != nil {
 		return nil, err
 	}
-	for _, answer := range answers {
-		if response.StatusCode == answer {
-			return response, nil
-		}
+	if slices.Contains(answers, response.StatusCode) {
+		return response, nil
 	}
 	defer response.Body.Close()
 	return nil, retry.NewStatusError(response)

@@ -188,7 +188,7 @@ func front(t *testing.T, backend string, spoil func(n int, w http.ResponseWriter
 
 // TestEveryService holds that our way to try again is the one of every client,
 // not only of those that take it readily.
-func TestEveryService(t *testing.T) {
+func TestEveryService(t *testing.T) { //nolint:tparallel // it sets the environment for its subtests
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	all := services(t)
 	first := func(n int, f http.HandlerFunc) func(int, http.ResponseWriter, *http.Request) bool {

@@ -183,6 +183,9 @@ func (f *finding) timeCheck(name string) Check {
 	for i, clock := range f.Clocks {
 		told[i] = clock.Time.Format(time.RFC3339) + " by the " + clock.Kind + " " + cmp.Or(clock.URI, "without a name")
 	}
+	if f.Timeless > 0 {
+		told = append(told, "its log entry tells no time")
+	}
 	return check(name, fmt.Sprintf("within the certificate's validity, %s to %s", f.NotBefore.UTC().Format(time.RFC3339), f.NotAfter.UTC().Format(time.RFC3339)),
 		strings.Join(told, "; "), true)
 }

@@ -414,10 +414,10 @@ func TestTamperedBundles(t *testing.T) {
 			delete(b, "dsseEnvelope")
 			b["messageSignature"] = map[string]any{"messageDigest": map[string]any{"algorithm": "SHA2_256", "digest": "AAAA"}, "signature": "AAAA"}
 		}), "it holds no DSSE envelope"},
-		"no statement": {a.envelope(t, []byte(`{"hello":"world"}`), PayloadType), "read the in-toto statement"},
+		"no statement": {a.envelope(t, []byte(`{"hello":"world"}`)), "read the in-toto statement"},
 		"no material":  {edit(func(b map[string]any) { delete(b, "verificationMaterial") }), "it is no Sigstore bundle"},
 		"padded":       {append(bytes.Clone(data), bytes.Repeat([]byte(" "), 17<<20)...), "bytes around its statement, and no bundle has more than 1048576"},
-		"too many subjects": {a.envelope(t, manySubjects(t, MaxSubjects+1), PayloadType),
+		"too many subjects": {a.envelope(t, manySubjects(t, MaxSubjects+1)),
 			"it has 1025 subjects, and none has more than 1024"},
 		"too long a predicate": {a.bundle(t, &Statement{Type: StatementType, Subject: statement(t, PredicateMeasurements, testMeasurements).Subject,
 			PredicateType: PredicateMeasurements, Predicate: longPredicate(17 << 20)}), "its predicate has 17825792 bytes, and none has more than 16777216"},
@@ -463,7 +463,7 @@ func manySubjects(t *testing.T, n int) []byte {
 func TestLargeBundles(t *testing.T) {
 	a := newAuthority(t, "somebody", nil)
 	for name, data := range map[string][]byte{
-		"1,024 subjects": a.envelope(t, manySubjects(t, MaxSubjects), PayloadType),
+		"1,024 subjects": a.envelope(t, manySubjects(t, MaxSubjects)),
 		"16 MiB":         a.bundle(t, statement(t, PredicateMeasurements, longPredicate(MaxPredicate))),
 	} {
 		if got := a.trust.Check(Candidate{Data: data}, testDigest); got.Err != nil {

@@ -55,7 +55,7 @@ func TestAttestTwice(t *testing.T) {
 				t.Fatalf("status %d: %s", status, said)
 			}
 			var reference string
-			for _, line := range strings.Fields(pushed) {
+			for line := range strings.FieldsSeq(pushed) {
 				if strings.Contains(line, "@sha256:") {
 					reference = line
 				}
@@ -121,10 +121,17 @@ func TestAttestTwice(t *testing.T) {
 			attestIt()
 			expect(3, 3)
 
+			// The first check that does not hold has a name.
+			status, asJSON, _ := executeHere(t, "verify", "artifact", reference, "--trusted-root", stack.TrustedRoot, "--cert-oidc-issuer", stack.Issuer.URL,
+				"--repo", name, "--runner-environment", "self-hosted", "--format", "json")
+			var verdict verification
+			if err := json.Unmarshal([]byte(asJSON), &verdict); err != nil || status != 1 || verdict.Verified || verdict.Failed != "provenance runner" {
+				t.Errorf("status %d, failed %q (%v)", status, verdict.Failed, err)
+			}
 			for _, source := range []string{"registry", "github"} {
 				status, table, said := executeHere(t, "verify", "artifact", reference, "--trusted-root", stack.TrustedRoot, "--cert-oidc-issuer", stack.Issuer.URL,
 					"--repo", name, "--bundle-from", source, "--deny-self-hosted-runners", "--source-digest", testenv.DefaultRun.SHA)
-				if status != 0 || !strings.Contains(table, " by the timestamp authority "+stack.TimestampURL) {
+				if status != 0 || !strings.Contains(table, " by the timestamp authority "+stack.TimestampURL+"; its log entry tells no time") {
 					t.Errorf("from %s: status %d\n%s%s", source, status, table, said)
 				}
 			}

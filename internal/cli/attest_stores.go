@@ -101,9 +101,9 @@ func (j *job) releaseStore(ctx context.Context, tag string, ref artifact.Referen
 		again: place,
 		fetch: func(context.Context, []string) ([]attest.Candidate, error) { return file.Candidates() },
 		put: func(ctx context.Context, attestations []*attestation) ([]string, error) {
-			var bundles [][]byte
-			for _, a := range attestations {
-				bundles = append(bundles, a.bundle)
+			bundles := make([][]byte, len(attestations))
+			for i, a := range attestations {
+				bundles[i] = a.bundle
 			}
 			if err := file.Add(ctx, bundles...); err != nil {
 				return nil, err
@@ -116,9 +116,9 @@ func (j *job) releaseStore(ctx context.Context, tag string, ref artifact.Referen
 // findExisting looks in every store for attestations that say the same already,
 // whatever run made them, and takes over their bundles.
 func (j *job) findExisting(ctx context.Context, stores []attestationStore, attestations []*attestation) error {
-	var predicates []string
-	for _, a := range attestations {
-		predicates = append(predicates, a.predicateType)
+	predicates := make([]string, len(attestations))
+	for i, a := range attestations {
+		predicates[i] = a.predicateType
 		a.stored = make([]bool, len(stores))
 	}
 	for i, store := range stores {

@@ -132,6 +132,7 @@ func (f *verifyFlags) add(flags *pflag.FlagSet) {
 type verification struct {
 	Reference string `json:"reference"` // with the digest that was verified
 	Verified  bool   `json:"verified"`
+	Failed    string `json:"failed,omitempty"` // name of the first check that does not hold
 	attest.Verdict
 }
 
@@ -482,7 +483,7 @@ func (a *app) printVerification(format string, ref artifact.Reference, verdict *
 		encoder := json.NewEncoder(a.stdout)
 		encoder.SetIndent("", "  ")
 		encoder.SetEscapeHTML(false)
-		if err := encoder.Encode(verification{Reference: ref.String(), Verified: !bad, Verdict: *verdict}); err != nil {
+		if err := encoder.Encode(verification{Reference: ref.String(), Verified: !bad, Failed: failed.Name, Verdict: *verdict}); err != nil {
 			return err
 		}
 	} else if _, err := fmt.Fprint(a.stdout, verdictTable(ref, verdict, a.width())); err != nil {

@@ -162,8 +162,7 @@ func (t *Transport) RoundTrip(request *http.Request) (*http.Response, error) {
 // permanent reports whether a connection's error will be the same the next
 // time: a name that does not exist, or a server that is not who it should be.
 func permanent(err error) bool {
-	var unknown *net.DNSError
-	if errors.As(err, &unknown) {
+	if unknown, ok := errors.AsType[*net.DNSError](err); ok {
 		return unknown.IsNotFound
 	}
 	_, stranger := errors.AsType[*tls.CertificateVerificationError](err)
