@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/snappy"
@@ -33,7 +34,8 @@ const storeAttempts = 6
 // maxListing bounds a list of attestations, which holds whole bundles.
 const maxListing = maxFetched
 
-// Store stores a bundle with a repository (OWNER/REPO) and returns its number.
+// Store stores a bundle with a repository (OWNER/REPO) and returns its number; ""
+// when the answer to a request that had its effect was lost.
 func (g GitHub) Store(ctx context.Context, repository string, bundle []byte) (id string, err error) {
 	fail := func(err error) (string, error) {
 		return "", fmt.Errorf("store the attestation with GitHub for %s: %w", repository, redact(err, g.Token))
@@ -50,11 +52,24 @@ func (g GitHub) Store(ctx context.Context, repository string, bundle []byte) (id
 	if transport.Attempts == 0 {
 		transport.Attempts = storeAttempts
 	}
+	stored := false
+	transport.Settled = func(ctx context.Context, failed error) *http.Response {
+		if refused, ok := errors.AsType[*retry.StatusError](failed); ok && refused.Code < 500 {
+			return nil // it was not taken
+		}
+		if stored = g.holds(ctx, repository, bundle); !stored {
+			return nil
+		}
+		return &http.Response{StatusCode: http.StatusCreated, Body: http.NoBody}
+	}
 	response, err := g.do(ctx, &transport, http.MethodPost, endpoint, body)
 	if err != nil {
 		return fail(explainStatus(err))
 	}
 	defer response.Body.Close()
+	if stored {
+		return "", nil
+	}
 	if response.StatusCode != http.StatusCreated {
 		return fail(explainStore(retry.NewStatusError(response)))
 	}
@@ -68,6 +83,32 @@ func (g GitHub) Store(ctx context.Context, repository string, bundle []byte) (id
 		return fail(errors.New("the answer gives no number"))
 	}
 	return answer.ID.String(), nil
+}
+
+// holds reports whether GitHub has the bundle, as far as it can be told.
+func (g GitHub) holds(ctx context.Context, repository string, bundle []byte) bool {
+	statement, err := statementOf(Candidate{Data: bundle})
+	if err != nil {
+		return false
+	}
+	said, err := decode(bundle)
+	if err != nil {
+		return false
+	}
+	once := g
+	once.transport.Attempts = 1 // the next one asks again
+	listed, err := once.Bundles(ctx, repository, statement.Subject[0].Digest["sha256"])
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(listed, func(c Candidate) bool {
+		found, err := decode(c.Data)
+		if c.Err != nil || err != nil {
+			return false
+		}
+		_, differs := firstDifference("", said, found)
+		return !differs
+	})
 }
 
 // explainStore says what to do about a refusal.

@@ -120,6 +120,27 @@ func TestStoreFails(t *testing.T) {
 			t.Errorf("number %q, error %v", id, err)
 		}
 	})
+	t.Run("the answer is lost", func(t *testing.T) {
+		github := testenv.StartGitHub(t)
+		bundle := newAuthority(t, "somebody", nil).both(t)[1].Data
+		posts := 0
+		base, _ := front(t, github.URL, func(_ int, w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodPost {
+				return false
+			}
+			posts++
+			// It is stored, and nobody is told.
+			if _, err := (GitHub{API: github.URL, Token: github.Token}).Store(r.Context(), "octo-org/image", bundle); err != nil {
+				t.Error(err)
+			}
+			http.Error(w, "unicorn", http.StatusBadGateway)
+			return true
+		})
+		id, err := (GitHub{API: base, Token: github.Token, transport: quick}).Store(context.Background(), "octo-org/image", bundle)
+		if stored := github.Bundles("octo-org/image"); err != nil || id != "" || posts != 1 || len(stored) != 1 {
+			t.Errorf("number %q, error %v, %d requests, %d stored", id, err, posts, len(stored))
+		}
+	})
 	t.Run("no URL", func(t *testing.T) {
 		if _, err := (GitHub{API: "api", Token: token}).Store(context.Background(), "a/b", []byte(`{}`)); err == nil || !strings.Contains(err.Error(), "check GITHUB_API_URL") {
 			t.Errorf("error %v", err)

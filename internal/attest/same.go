@@ -3,7 +3,7 @@ package attest
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
+	"fmt"
 
 	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
 )
@@ -49,7 +49,7 @@ func (s *Signer) Existing(candidates []Candidate, statement *Statement, author A
 		return nil, false
 	}
 	for _, c := range candidates[:min(len(candidates), MaxBundles)] {
-		if predicateType, err := typeOf(c); err != nil || predicateType != statement.PredicateType {
+		if claimed, err := statementOf(c); err != nil || claimed.PredicateType != statement.PredicateType {
 			continue // not worth the verification
 		}
 		a := s.trust.Check(c, statement.Subject[0].Digest["sha256"])
@@ -71,10 +71,10 @@ func (s *Signer) Existing(candidates []Candidate, statement *Statement, author A
 	return nil, false
 }
 
-// typeOf reads which predicate a bundle claims to hold.
-func typeOf(c Candidate) (string, error) {
+// statementOf reads the statement in a bundle that nobody has verified.
+func statementOf(c Candidate) (*Statement, error) {
 	if c.Err != nil {
-		return "", c.Err
+		return nil, c.Err
 	}
 	var b struct {
 		Envelope struct {
@@ -82,14 +82,7 @@ func typeOf(c Candidate) (string, error) {
 		} `json:"dsseEnvelope"`
 	}
 	if err := json.Unmarshal(c.Data, &b); err != nil {
-		return "", err
+		return nil, fmt.Errorf("read the bundle: %w", err)
 	}
-	if len(b.Envelope.Payload) == 0 {
-		return "", errors.New("there is no payload")
-	}
-	statement, err := parseStatement(b.Envelope.Payload)
-	if err != nil {
-		return "", err
-	}
-	return statement.PredicateType, nil
+	return parseStatement(b.Envelope.Payload)
 }

@@ -34,7 +34,7 @@ func (j *job) stores(ctx context.Context, f attestFlags, ref artifact.Reference)
 	if j.repository != "" {
 		stores = append(stores, attestationStore{
 			name:  gitHubName,
-			again: j.host.Server + "/" + j.repository + "/attestations",
+			again: j.page(""),
 			fetch: func(ctx context.Context, _ []string) ([]attest.Candidate, error) {
 				return j.github.Bundles(ctx, j.repository, ref.Digest.Hex)
 			},
@@ -46,7 +46,7 @@ func (j *job) stores(ctx context.Context, f attestFlags, ref artifact.Reference)
 						return nil, err
 					}
 					a.id = id
-					places = append(places, j.host.Server+"/"+j.repository+"/attestations/"+id)
+					places = append(places, j.page(id))
 				}
 				return places, nil
 			},
@@ -86,6 +86,15 @@ func (j *job) stores(ctx context.Context, f attestFlags, ref artifact.Reference)
 		stores = append(stores, release)
 	}
 	return stores, nil
+}
+
+// page is GitHub's page of an attestation, or of all where the number is unknown.
+func (j *job) page(id string) string {
+	all := j.host.Server + "/" + j.repository + "/attestations"
+	if id == "" {
+		return all
+	}
+	return all + "/" + id
 }
 
 // releaseStore is a file among the assets of the release with a tag.
@@ -207,11 +216,7 @@ func (j *job) outputs(attestations []*attestation) error {
 		if a.predicateType != attest.PredicateMeasurements {
 			continue
 		}
-		page := j.host.Server + "/" + j.repository + "/attestations"
-		if a.id != "" {
-			page += "/" + a.id
-		}
-		return errors.Join(gha.SetOutput("attestation-id", a.id), gha.SetOutput("attestation-url", page))
+		return errors.Join(gha.SetOutput("attestation-id", a.id), gha.SetOutput("attestation-url", j.page(a.id)))
 	}
 	return nil
 }

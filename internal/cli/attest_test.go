@@ -143,7 +143,7 @@ func TestGitHubAt(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := gitHubAt(expected.Host); got != tc.want {
+			if got := gitHubAt(expected.Host); got.API != tc.want.API || got.Token != tc.want.Token {
 				t.Errorf("%+v, want %+v", got, tc.want)
 			}
 		})

@@ -5,7 +5,7 @@
 // context, and when it gives up its error says what the server really answered.
 //
 // A request that was repeated may have had its effect the first time: it is for
-// requests where twice is as good as once.
+// requests where twice is as good as once, or where one can ask (Settled).
 package retry
 
 import (
@@ -54,6 +54,10 @@ type Transport struct {
 	// MaxBody bounds an answer's body, in bytes; reading further is an error.
 	// 0 stands for 64 MiB.
 	MaxBody int64
+	// Settled, when it is not nil, is asked before a request is sent again
+	// whether the one that failed had its effect all the same. What it returns
+	// then stands for the answer; nil means that it had none, or that nobody knows.
+	Settled func(ctx context.Context, failed error) *http.Response
 	// Context, when it is not nil, ends requests in addition to their own
 	// context: for clients that make requests without one.
 	Context context.Context //nolint:containedctx // see above
@@ -155,6 +159,11 @@ func (t *Transport) RoundTrip(request *http.Request) (*http.Response, error) {
 		timer.Stop()
 		if ended := t.ended(request); ended != nil {
 			return nil, fmt.Errorf("%w (the last attempt: %w)", ended, err)
+		}
+		if t.Settled != nil {
+			if response := t.Settled(request.Context(), err); response != nil {
+				return response, nil
+			}
 		}
 	}
 }
