@@ -3,9 +3,11 @@ package attest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -183,5 +185,86 @@ func TestParseInstance(t *testing.T) {
 	}
 	if _, err := ReadInstance("testdata/public-good-root.json"); err == nil || !strings.Contains(err.Error(), "read the signing configuration testdata/public-good-root.json: it must be") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestSelectors holds which of several services a signing configuration chooses.
+func TestSelectors(t *testing.T) {
+	service := func(url, operator string, version int, start, end string) string {
+		if end != "" {
+			end = `,"end":"` + end + `"`
+		}
+		return fmt.Sprintf(`{"url":"https://%s","majorApiVersion":%d,"validFor":{"start":%q%s},"operator":%q}`, url, version, start, end, operator)
+	}
+	const old, recent, future = "2025-01-01T00:00:00Z", "2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z"
+	cas := strings.Join([]string{
+		service("ca-old", "x", 1, old, ""), service("ca-ended", "x", 1, recent, "2026-02-01T00:00:00Z"),
+		service("ca-new", "x", 1, recent, ""), service("ca-later", "x", 1, future, ""), service("ca-v9", "x", 9, recent, ""),
+	}, ",")
+	stamps := strings.Join([]string{
+		service("tsa-a", "a", 1, old, ""), service("tsa-a2", "a", 1, recent, ""), service("tsa-b", "b", 1, old, ""),
+		service("tsa-c", "c", 1, old, ""), service("tsa-d", "d", 1, future, ""),
+	}, ",")
+	logs := strings.Join([]string{service("rekor1", "a", 1, recent, ""), service("rekor2", "a", 2, old, "")}, ",")
+	for name, tc := range map[string]struct {
+		selector string
+		stamps   int // how many are chosen
+		want     string
+	}{
+		"any":            {`"ANY"`, 1, ""},
+		"all":            {`"ALL"`, 3, ""},
+		"exactly two":    {`"EXACT","count":2`, 2, ""},
+		"exactly four":   {`"EXACT","count":4`, 0, "choose from its tsaUrls"},
+		"exactly none":   {`"EXACT"`, 0, "choose from its tsaUrls"},
+		"nothing chosen": {`"SERVICE_SELECTOR_UNDEFINED"`, 0, "choose from its tsaUrls"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i, err := parseInstance(fmt.Appendf(nil, `{"mediaType":"application/vnd.dev.sigstore.signingconfig.v0.2+json","caUrls":[%s],"oidcUrls":[%s],`+
+				`"tsaUrls":[%s],"tsaConfig":{"selector":%s},"rekorTlogUrls":[%s],"rekorTlogConfig":{"selector":"ALL"}}`,
+				cas, service("issuer", "x", 1, old, ""), stamps, tc.selector, logs), testTime)
+			if tc.want != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.want) {
+					t.Errorf("error %v, want one about %q", err, tc.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i.Fulcio != "https://ca-new" || i.Issuer != "https://issuer" || len(i.Timestamps) != tc.stamps {
+				t.Errorf("%+v", i)
+			}
+			// The newest version of the API, and of an operator the newest service.
+			if !slices.Equal(i.Logs, []Log{{"https://rekor2", 2}}) || slices.Contains(i.Timestamps, "https://tsa-a") || slices.Contains(i.Timestamps, "https://tsa-d") {
+				t.Errorf("%+v", i)
+			}
+		})
+	}
+}
+
+// TestInstanceURLs holds which services can be named one by one.
+func TestInstanceURLs(t *testing.T) {
+	const ca, tsa, log = "https://fulcio.example.com", "https://tsa.example.com/api/v1/timestamp", "https://rekor.example.com"
+	for _, tc := range []struct {
+		name     string
+		instance Instance
+		want     string
+	}{
+		{"timestamps", Instance{Fulcio: ca, Timestamps: []string{tsa}}, ""},
+		{"Rekor v1", Instance{Fulcio: ca, Logs: []Log{{log, 1}}}, ""},
+		{"Rekor v2 and timestamps", Instance{Fulcio: ca, Timestamps: []string{tsa}, Logs: []Log{{log, 2}}}, ""},
+		{"Rekor v2 alone", Instance{Fulcio: ca, Logs: []Log{{log, 2}}}, "tells no time"},
+		{"Rekor v3", Instance{Fulcio: ca, Logs: []Log{{log, 3}}}, "there is no version 3"},
+		{"no time", Instance{Fulcio: ca}, "names neither a timestamp authority nor a log"},
+		{"no URL", Instance{Fulcio: "fulcio.example.com", Timestamps: []string{tsa}}, `"fulcio.example.com" is no URL`},
+		{"a file", Instance{Fulcio: ca, Timestamps: []string{"file:///etc/passwd"}}, "is no URL"},
+		{"no URL of a log", Instance{Fulcio: ca, Logs: []Log{{"rekor", 1}}}, "is no URL"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			err := tc.instance.Validate()
+			if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error %v, want one about %q", err, tc.want)
+			}
+		})
 	}
 }
