@@ -190,7 +190,7 @@ func (g GitHub) bundles(ctx context.Context, kind, scope, sha256 string) ([]Cand
 	case http.StatusNotFound:
 		return nil, nil
 	case http.StatusUnauthorized:
-		return nil, fmt.Errorf("%w: the token in GITHUB_TOKEN or GH_TOKEN is not valid: renew it, or unset it for a public repository", retry.NewStatusError(response))
+		return nil, fmt.Errorf("%w: the token in GITHUB_TOKEN or GH_TOKEN is not valid, or expired: renew it, or unset it to read what is public", retry.NewStatusError(response))
 	case http.StatusForbidden:
 		if g.Token != "" {
 			return nil, fmt.Errorf("%w: the token may not read attestations: a job needs 'permissions: attestations: read'", retry.NewStatusError(response))

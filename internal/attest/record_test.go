@@ -141,7 +141,7 @@ func TestExpiredToken(t *testing.T) {
 		t.Errorf("%d bundles, error %v", len(got), err)
 	}
 	private = true
-	if got, err := api.Bundles(context.Background(), "octo-org/image", testDigest); err == nil || !strings.Contains(err.Error(), "is not valid: renew it") {
+	if got, err := api.Bundles(context.Background(), "octo-org/image", testDigest); err == nil || !strings.Contains(err.Error(), "is not valid, or expired: renew it") {
 		t.Errorf("%d bundles, error %v", len(got), err)
 	}
 }

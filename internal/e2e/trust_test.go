@@ -70,7 +70,7 @@ func TestAttestInJob(t *testing.T) {
 	}{
 		{name: "without the permission id-token", drop: "ACTIONS_ID_TOKEN_REQUEST_URL=", want: "add 'permissions: id-token: write'"},
 		{name: "without a token", drop: "GITHUB_TOKEN=", want: "there is no token to store the attestations with"},
-		{name: "with another token", drop: "GITHUB_TOKEN=", set: "GITHUB_TOKEN=ghs_wrong", want: "the token is not valid, or expired"},
+		{name: "with another token", drop: "GITHUB_TOKEN=", set: "GITHUB_TOKEN=ghs_wrong", want: "is not valid, or expired"},
 		{name: "with a request token that expired", drop: "ACTIONS_ID_TOKEN_REQUEST_TOKEN=", set: "ACTIONS_ID_TOKEN_REQUEST_TOKEN=x", want: "it answered 401 Unauthorized: start the job again"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
