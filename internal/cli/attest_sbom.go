@@ -69,10 +69,10 @@ func checkSBOMs(sboms []sbomFile, measurements []byte) error {
 }
 
 // sbomAttestations are the statements to make about bills of materials.
-func sbomAttestations(sboms []sbomFile) []attestation {
-	made := make([]attestation, 0, len(sboms))
+func sbomAttestations(sboms []sbomFile) []*attestation {
+	made := make([]*attestation, 0, len(sboms))
 	for _, s := range sboms {
-		made = append(made, attestation{predicateType: s.predicateType, predicate: s.content})
+		made = append(made, &attestation{predicateType: s.predicateType, predicate: s.content})
 	}
 	return made
 }

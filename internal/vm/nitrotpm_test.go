@@ -525,7 +525,7 @@ func TestErrorsOfAttester(t *testing.T) {
 		if failed == uint32(tpm2.TPMCCFlushContext) {
 			flushAll(t, tpm)
 		}
-		if _, err := a.Get(tpm, nitrotpm.Request{}); err != nil {
+		if _, err := a.Get(tpm, nsm.Request{}); err != nil {
 			t.Errorf("after command %d (%#x): %v", k, failed, err)
 		}
 		left(t, tpm)
