@@ -36,6 +36,7 @@ func TestStack(t *testing.T) {
 	for name, options := range map[string]testenv.Options{
 		"private with a log":   {},
 		"GitHub without a log": {Organization: testenv.GitHubInc, NoRekor: true, GenuineIssuer: true},
+		"public":               {Public: true, GenuineIssuer: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			stack := testenv.StartSigstore(t, options)

@@ -214,8 +214,10 @@ func newCertificate(template *x509.Certificate, parent *certificate) (*certifica
 	return c, nil
 }
 
-func (c *certificate) pem() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.cert.Raw})
+func (c *certificate) pem() []byte { return certificatePEM(c.cert) }
+
+func certificatePEM(c *x509.Certificate) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 }
 
 // keyPEM is the key as PKCS#8.

@@ -9,8 +9,8 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -44,26 +44,39 @@ type Options struct {
 	Organization string
 	// NoRekor leaves the transparency log out, as in GitHub's own instance.
 	NoRekor bool
+	// Public is the deployment that public repositories use: the Organization
+	// PublicGood, a certificate transparency log, and a Rekor v1 beside Rekor v2.
+	// Trillian and a database are needed: see scripts/sigstore-matrix.
+	Public bool
 	// GenuineIssuer gives the issuer the name https://token.actions.githubusercontent.com,
 	// which clients of the Proxy can reach. Default is its loopback address.
 	GenuineIssuer bool
 }
 
 // Stack is a Sigstore deployment on loopback: the real Fulcio, timestamp
-// authority and Rekor v2, with stand-ins for GitHub's OIDC issuer and REST API.
+// authority and Rekor v2, and for Options.Public a real certificate transparency
+// log and Rekor v1, with stand-ins for GitHub's OIDC issuer and REST API.
 // The proxy knows the stand-ins as token.actions.githubusercontent.com and
 // api.github.com.
 type Stack struct {
 	FulcioURL    string
 	TimestampURL string // with the path of the API
-	RekorURL     string // empty with NoRekor
-	Issuer       *Issuer
-	GitHub       *GitHub
-	Proxy        *Proxy
+	RekorURL     string // of Rekor v2; empty with NoRekor
+	RekorV1URL   string // empty without Public
+	// FulcioWithoutSCTURL is a Fulcio with the same keys that adds nothing to a
+	// certificate transparency log; empty without Public.
+	FulcioWithoutSCTURL string
+
+	Issuer *Issuer
+	GitHub *GitHub
+	Proxy  *Proxy
 
 	TrustedRoot      string // path of the trust root, indented JSON
 	TrustedRootLines string // path of the same as JSON Lines, the form that gh reads
 	SigningConfig    string // path of the signing configuration v0.2, JSON
+
+	authority *certificate          // Fulcio's intermediate
+	ctLog     *root.TransparencyLog // nil without Public
 }
 
 // StartSigstore starts a Stack that ends with the test. It skips the test, or
@@ -73,7 +86,14 @@ func StartSigstore(t testing.TB, o Options) *Stack {
 	if testing.Short() {
 		t.Skip("the Sigstore servers are not started with -short")
 	}
-	for _, name := range []string{"fulcio", "timestamp-server", "rekor-server-posix"} {
+	names := []string{"fulcio", "timestamp-server", "rekor-server-posix"}
+	if o.Public {
+		if os.Getenv("ATTESTABLE_IMAGE_SIGSTORE_MATRIX") != "1" {
+			t.Skip("the logs of the public deployment need a database and more programs: scripts/sigstore-matrix runs this")
+		}
+		names = append(names, trillianPrograms...)
+	}
+	for _, name := range names {
 		Tool(t, name)
 	}
 	s, err := NewSigstore(t, o)
@@ -85,7 +105,10 @@ func StartSigstore(t testing.TB, o Options) *Stack {
 
 // NewSigstore starts a Stack that ends with h.
 func NewSigstore(h Host, o Options) (*Stack, error) {
-	if o.Organization == "" {
+	switch {
+	case o.Public:
+		o.Organization = PublicGood
+	case o.Organization == "":
 		o.Organization = Private
 	}
 	s := new(Stack)
@@ -104,28 +127,62 @@ func NewSigstore(h Host, o Options) (*Stack, error) {
 	s.GitHub = startGitHub(h)
 	s.Proxy.Map("api.github.com", s.GitHub.handler)
 
-	var ca root.FulcioCertificateAuthority
-	if ca, err = s.startFulcio(h, o.Organization); err != nil {
+	ca, err := s.newAuthority(o.Organization)
+	if err != nil {
 		return nil, err
+	}
+	logs, ctLogs := make(map[string]*root.TransparencyLog), make(map[string]*root.TransparencyLog)
+	if o.Public {
+		if err := s.startPublicLogs(h, ca.Root, logs, ctLogs); err != nil {
+			return nil, err
+		}
+	}
+	if s.FulcioURL, err = s.startFulcio(h, ca, s.ctLog); err != nil {
+		return nil, err
+	}
+	ca.URI = s.FulcioURL
+	if o.Public {
+		if s.FulcioWithoutSCTURL, err = s.startFulcio(h, ca, nil); err != nil {
+			return nil, err
+		}
 	}
 	var tsa root.SigstoreTimestampingAuthority
 	if tsa, err = s.startTimestampAuthority(h); err != nil {
 		return nil, err
 	}
-	logs := make(map[string]*root.TransparencyLog)
 	if !o.NoRekor {
 		log, err := s.startRekor(h)
 		if err != nil {
 			return nil, err
 		}
-		logs[hex.EncodeToString(log.ID)] = log
+		logs[hexID(log)] = log
 	}
 	trusted, err := root.NewTrustedRoot(root.TrustedRootMediaType01,
-		[]root.CertificateAuthority{&ca}, nil, []root.TimestampingAuthority{&tsa}, logs)
+		[]root.CertificateAuthority{ca}, ctLogs, []root.TimestampingAuthority{&tsa}, logs)
 	if err != nil {
 		return nil, fmt.Errorf("make the trust root: %w", err)
 	}
 	return s, s.writeConfiguration(h.TempDir(), trusted)
+}
+
+// startPublicLogs starts the certificate transparency log for what is issued
+// under top, and Rekor v1, and adds them to the maps of a trust root.
+func (s *Stack) startPublicLogs(h Host, top *x509.Certificate, logs, ctLogs map[string]*root.TransparencyLog) error {
+	t, err := startTrillian(h)
+	if err != nil {
+		return err
+	}
+	if s.ctLog, err = t.startCTLog(h, top); err != nil {
+		return err
+	}
+	ctLogs[hexID(s.ctLog)] = s.ctLog
+	rekor, err := t.startRekorV1(h)
+	if err != nil {
+		return err
+	}
+	logs[hexID(rekor)] = rekor
+	s.RekorV1URL = rekor.BaseURL
+	return nil
 }
 
 // Env is the environment of a step of run in a job with every permission that
@@ -139,14 +196,9 @@ func (s *Stack) Env(run Run) []string {
 	)
 }
 
-// startFulcio starts Fulcio with a root and an intermediate of organization,
-// without a certificate transparency log.
-func (s *Stack) startFulcio(h Host, organization string) (root.FulcioCertificateAuthority, error) {
-	var none root.FulcioCertificateAuthority
-	path, err := Program("fulcio")
-	if err != nil {
-		return none, err
-	}
+// newAuthority makes the keys of a certificate authority: a root and an
+// intermediate of organization.
+func (s *Stack) newAuthority(organization string) (*root.FulcioCertificateAuthority, error) {
 	// gh reads the organization of both: they must be the same.
 	top, err := newCertificate(&x509.Certificate{
 		Subject:               pkix.Name{Organization: []string{organization}, CommonName: "Root"},
@@ -155,9 +207,9 @@ func (s *Stack) startFulcio(h Host, organization string) (root.FulcioCertificate
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}, nil)
 	if err != nil {
-		return none, fmt.Errorf("make Fulcio's root: %w", err)
+		return nil, fmt.Errorf("make Fulcio's root: %w", err)
 	}
-	intermediate, err := newCertificate(&x509.Certificate{
+	s.authority, err = newCertificate(&x509.Certificate{
 		Subject:               pkix.Name{Organization: []string{organization}, CommonName: "Intermediate"},
 		IsCA:                  true,
 		BasicConstraintsValid: true,
@@ -166,42 +218,61 @@ func (s *Stack) startFulcio(h Host, organization string) (root.FulcioCertificate
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
 	}, top)
 	if err != nil {
-		return none, fmt.Errorf("make Fulcio's intermediate: %w", err)
+		return nil, fmt.Errorf("make Fulcio's intermediate: %w", err)
 	}
-	key, err := keyPEM(intermediate.key)
+	return &root.FulcioCertificateAuthority{
+		Root:                top.cert,
+		Intermediates:       []*x509.Certificate{s.authority.cert},
+		ValidityPeriodStart: top.cert.NotBefore,
+	}, nil
+}
+
+// startFulcio starts Fulcio with the keys of ca, and with a certificate
+// transparency log unless it is nil, and returns its URL.
+func (s *Stack) startFulcio(h Host, ca *root.FulcioCertificateAuthority, ctLog *root.TransparencyLog) (string, error) {
+	path, err := Program("fulcio")
 	if err != nil {
-		return none, fmt.Errorf("encode Fulcio's key: %w", err)
+		return "", err
+	}
+	key, err := keyPEM(s.authority.key)
+	if err != nil {
+		return "", fmt.Errorf("encode Fulcio's key: %w", err)
 	}
 	// YAML with JSON's quoting; as JSON alone it would be read under other names.
 	configuration := fmt.Appendf(nil, "oidc-issuers:\n  %[1]q:\n    issuer-url: %[1]q\n    client-id: sigstore\n    type: github-workflow\n", s.Issuer.URL)
 	dir := h.TempDir()
 	chainFile, keyFile, configFile := filepath.Join(dir, "chain.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "fulcio.yaml")
 	if err := errors.Join(
-		os.WriteFile(chainFile, append(intermediate.pem(), top.pem()...), 0o600),
+		os.WriteFile(chainFile, append(s.authority.pem(), certificatePEM(ca.Root)...), 0o600),
 		os.WriteFile(keyFile, key, 0o600),
 		os.WriteFile(configFile, configuration, 0o600),
 	); err != nil {
-		return none, fmt.Errorf("write Fulcio's files: %w", err)
+		return "", fmt.Errorf("write Fulcio's files: %w", err)
 	}
+	logFlags := []string{"--ct-log-url="}
+	if ctLog != nil {
+		der, err := x509.MarshalPKIXPublicKey(ctLog.PublicKey)
+		if err != nil {
+			return "", fmt.Errorf("encode the CT log's key: %w", err)
+		}
+		logKeyFile := filepath.Join(dir, "ct.pem")
+		if err := os.WriteFile(logKeyFile, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o600); err != nil {
+			return "", fmt.Errorf("write the CT log's key: %w", err)
+		}
+		logFlags = []string{"--ct-log-url=" + ctLog.BaseURL, "--ct-log-public-key-path=" + logKeyFile}
+	}
+	var base string
 	err = startOnPorts(h, "fulcio", 3, func(ports []int) (*exec.Cmd, string) {
-		s.FulcioURL = "http://127.0.0.1:" + strconv.Itoa(ports[0])
-		cmd := exec.Command(path, "serve", "--host=127.0.0.1", "--grpc-host=127.0.0.1",
-			"--port="+strconv.Itoa(ports[0]), "--grpc-port="+strconv.Itoa(ports[1]), "--metrics-port="+strconv.Itoa(ports[2]),
-			"--legacy-unix-domain-socket=@fulcio-"+strconv.Itoa(ports[0]),
-			"--ca=fileca", "--fileca-cert="+chainFile, "--fileca-key="+keyFile, "--fileca-key-passwd=unused", "--fileca-watch=false",
-			"--ct-log-url=", "--config-path="+configFile)
+		base = "http://127.0.0.1:" + strconv.Itoa(ports[0])
+		cmd := exec.Command(path, append([]string{"serve", "--host=127.0.0.1", "--grpc-host=127.0.0.1",
+			"--port=" + strconv.Itoa(ports[0]), "--grpc-port=" + strconv.Itoa(ports[1]), "--metrics-port=" + strconv.Itoa(ports[2]),
+			"--legacy-unix-domain-socket=@fulcio-" + strconv.Itoa(ports[0]),
+			"--ca=fileca", "--fileca-cert=" + chainFile, "--fileca-key=" + keyFile, "--fileca-key-passwd=unused", "--fileca-watch=false",
+			"--config-path=" + configFile}, logFlags...)...)
 		cmd.Env = append(os.Environ(), s.Proxy.Env()...)
-		return cmd, s.FulcioURL + "/api/v2/trustBundle"
+		return cmd, base + "/api/v2/trustBundle"
 	})
-	if err != nil {
-		return none, err
-	}
-	return root.FulcioCertificateAuthority{
-		Root:                top.cert,
-		Intermediates:       []*x509.Certificate{intermediate.cert},
-		ValidityPeriodStart: top.cert.NotBefore,
-		URI:                 s.FulcioURL,
-	}, nil
+	return base, err
 }
 
 // startTimestampAuthority starts the RFC 3161 server with a key of its own
