@@ -85,8 +85,9 @@ func TestChain(t *testing.T) {
 	}
 }
 
-// makeArtifact runs measure, push and attest.
-func makeArtifact(t *testing.T, stack *testenv.Stack, workflow testenv.Run, r *testenv.Registry, disk string) *artifact {
+// makeArtifact runs measure, push and attest, which signs as the stack's signing
+// configuration says, or with flags.
+func makeArtifact(t *testing.T, stack *testenv.Stack, workflow testenv.Run, r *testenv.Registry, disk string, flags ...string) *artifact {
 	t.Helper()
 	dir := t.TempDir()
 	a := &artifact{stack: stack, registry: r, workflow: workflow, disk: disk, bundles: filepath.Join(dir, "attestations.jsonl")}
@@ -121,7 +122,10 @@ func makeArtifact(t *testing.T, stack *testenv.Stack, workflow testenv.Run, r *t
 	if !strings.HasPrefix(a.reference, r.Host+"/octo-org/image") {
 		t.Fatalf("push printed no reference:\n%s", pushed)
 	}
-	step("attest", "--signing-config="+stack.SigningConfig, "--trusted-root="+stack.TrustedRoot, "--bundle-output="+a.bundles, a.reference)
+	if len(flags) == 0 {
+		flags = []string{"--signing-config=" + stack.SigningConfig}
+	}
+	step(slices.Concat([]string{"attest", "--trusted-root=" + stack.TrustedRoot, "--bundle-output=" + a.bundles}, flags, []string{a.reference})...)
 	return a
 }
 

@@ -3,7 +3,6 @@ package testenv
 import (
 	"bytes"
 	"crypto/rand"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -66,6 +65,27 @@ func refuse(w http.ResponseWriter, status int, message string) {
 	})
 }
 
+// storedStatement is what GitHub reads of a bundle's statement.
+type storedStatement struct {
+	PredicateType string `json:"predicateType"`
+	Subject       []struct {
+		Digest map[string]string `json:"digest"`
+	} `json:"subject"`
+}
+
+func readStatement(bundle []byte) (*storedStatement, error) {
+	var b struct {
+		DSSEEnvelope struct {
+			Payload []byte `json:"payload"`
+		} `json:"dsseEnvelope"`
+	}
+	if err := json.Unmarshal(bundle, &b); err != nil {
+		return nil, err
+	}
+	s := new(storedStatement)
+	return s, json.Unmarshal(b.DSSEEnvelope.Payload, s)
+}
+
 func (g *GitHub) create(w http.ResponseWriter, r *http.Request) {
 	var request struct {
 		Bundle json.RawMessage `json:"bundle"`
@@ -74,24 +94,7 @@ func (g *GitHub) create(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "Problems parsing JSON")
 		return
 	}
-	var bundle struct {
-		DSSEEnvelope struct {
-			Payload string `json:"payload"`
-		} `json:"dsseEnvelope"`
-	}
-	var statement struct {
-		PredicateType string `json:"predicateType"`
-		Subject       []struct {
-			Digest map[string]string `json:"digest"`
-		} `json:"subject"`
-	}
-	payload, err := []byte(nil), json.Unmarshal(request.Bundle, &bundle)
-	if err == nil {
-		payload, err = base64.StdEncoding.DecodeString(bundle.DSSEEnvelope.Payload)
-	}
-	if err == nil {
-		err = json.Unmarshal(payload, &statement)
-	}
+	statement, err := readStatement(request.Bundle)
 	if err != nil || len(statement.Subject) == 0 {
 		refuse(w, http.StatusUnprocessableEntity, "Invalid request: the bundle holds no in-toto statement")
 		return
@@ -155,13 +158,17 @@ func (g *GitHub) Bundles(repository string) []json.RawMessage {
 }
 
 // Tamper replaces every stored bundle by what change makes of a copy of it,
-// until restore is called.
+// until restore is called. It stays under the digests that it was stored with.
 func (g *GitHub) Tamper(change func(bundle []byte) []byte) (restore func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	before := slices.Clone(g.attestations)
 	for i, a := range g.attestations {
 		g.attestations[i].bundle = change(bytes.Clone(a.bundle))
+		// gh leaves it to GitHub to pick by type.
+		if statement, err := readStatement(g.attestations[i].bundle); err == nil {
+			g.attestations[i].predicateType = statement.PredicateType
+		}
 	}
 	return func() {
 		g.mu.Lock()

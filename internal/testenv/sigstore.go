@@ -185,6 +185,29 @@ func (s *Stack) startPublicLogs(h Host, top *x509.Certificate, logs, ctLogs map[
 	return nil
 }
 
+// Genuine maps the names of the services that GitHub's own attest action uses
+// for public and private repositories to those of the stack, so that a client of
+// the proxy signs there without any configuration.
+func (s *Stack) Genuine() error {
+	names := map[string]string{
+		"fulcio.sigstore.dev": s.FulcioURL, "fulcio.githubapp.com": s.FulcioURL,
+		"rekor.sigstore.dev": s.RekorV1URL, "timestamp.githubapp.com": s.TimestampURL,
+	}
+	for name, service := range names {
+		if service == "" {
+			continue
+		}
+		place, err := url.Parse(service)
+		if err != nil {
+			return err
+		}
+		s.Proxy.Map(name, &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: place.Scheme, Host: place.Host})
+		}})
+	}
+	return nil
+}
+
 // Env is the environment of a step of run in a job with every permission that
 // the action needs.
 func (s *Stack) Env(run Run) []string {
