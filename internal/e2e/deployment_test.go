@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -226,7 +227,12 @@ type delivery struct {
 // files, and with GitHub until the test ends.
 func (d *deployment) deliver(t *testing.T, repository string, bundles map[string][]byte) *delivery {
 	t.Helper()
-	dir := t.TempDir()
+	// Not t.TempDir: errors name files, and must not have a variant's words from there.
+	dir, err := os.MkdirTemp("", "delivery")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	v := &delivery{deployment: d, bundleFiles: make(map[string]string), bundlesFile: filepath.Join(dir, "bundles.jsonl")}
 	v.reference = d.copyArtifact(t, repository)
 	ref, err := ourartifact.ParseReference(v.reference)
@@ -241,7 +247,7 @@ func (d *deployment) deliver(t *testing.T, repository string, bundles map[string
 		if err := os.WriteFile(v.bundleFiles[predicateType], line, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ourartifact.PutReferrer(t.Context(), ref, attest.BundleMediaType, line, attest.Annotations(predicateType)); err != nil {
+		if _, err := ourartifact.PutReferrer(t.Context(), ref, attest.BundleMediaType, line, attest.Annotations(predicateType, time.Now())); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -171,8 +171,9 @@ func variants() []variant {
 
 		// The envelope.
 		{name: "payload: a byte changed", make: mutated(func(b, _ *protobundle.Bundle) {
-			b.GetDsseEnvelope().Payload = flip(b.GetDsseEnvelope().GetPayload(), len(b.GetDsseEnvelope().GetPayload())/2)
-		}), reasons: []string{"verif", "invalid", "signature"}},
+			payload := b.GetDsseEnvelope().GetPayload()
+			b.GetDsseEnvelope().Payload = flip(payload, bytes.LastIndex(payload, []byte(`":"`))+3) // of the last text in the predicate
+		}), reasons: []string{"it is no Sigstore bundle", "read the in-toto statement", "could not verify envelope", "log inclusion"}},
 		{name: "payload: another subject put in", make: func(t *testing.T, d, _ *deployment) map[string][]byte {
 			_, digest, _ := strings.Cut(d.artifact.reference, "@sha256:")
 			return d.each(t, func(b *protobundle.Bundle, _ string) { replaced(digest, otherDigest)(b, nil) })
@@ -183,7 +184,7 @@ func variants() []variant {
 		}), reasons: []string{"provenance attestation: expected a bundle that verifies", "measurements attestation: expected a bundle that verifies"}},
 		{name: "payload of the other statement", make: mutated(func(b, other *protobundle.Bundle) {
 			b.GetDsseEnvelope().Payload = other.GetDsseEnvelope().GetPayload()
-		}), reasons: []string{"verif", "signature"}},
+		}), reasons: []string{"could not verify envelope", "log inclusion"}},
 		{name: "payload type changed", make: mutated(func(b, _ *protobundle.Bundle) {
 			b.GetDsseEnvelope().PayloadType = "application/json"
 		}), reasons: []string{`its payload is of type "application/json"`}},
@@ -329,10 +330,10 @@ func variants() []variant {
 				bundles[predicateType] = line[:len(line)*2/3]
 			}
 			return bundles
-		}, reasons: []string{"bundle"}},
+		}, reasons: []string{"it is no Sigstore bundle", "it must hold Sigstore bundles", "read the answer"}},
 		{name: "bundle of a version that there is not", make: mutated(func(b, _ *protobundle.Bundle) {
 			b.MediaType = "application/vnd.dev.sigstore.bundle.v9+json"
-		}), reasons: []string{"bundle", "media type"}},
+		}), reasons: []string{"it is no Sigstore bundle"}},
 	}
 }
 
