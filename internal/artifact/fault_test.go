@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"cuelabs.dev/go/oci/ociregistry/ocimem"
+	"cuelabs.dev/go/oci/ociregistry/ociserver"
+
 	"github.com/org/attestable-image-action/internal/testenv"
 )
 
@@ -198,6 +201,47 @@ func TestPushRecovers(t *testing.T) {
 			}
 			if strings.Contains(name, "Retry-After") && time.Since(start) < time.Second {
 				t.Errorf("Retry-After of 1 s was not kept: it took %s", time.Since(start))
+			}
+		})
+	}
+}
+
+// TestPushAnswerLost pushes to registries whose answers to what ended an upload
+// are lost, each once: the upload is gone when the request comes again.
+func TestPushAnswerLost(t *testing.T) {
+	path := sparseDisk(t)
+	want, _ := sums(t, path)
+	for _, kind := range []struct {
+		name    string
+		backend func(t *testing.T) http.Handler
+	}{
+		{"in memory", func(*testing.T) http.Handler { return ociserver.New(ocimem.New(), nil) }},
+		{"the reference registry", func(t *testing.T) http.Handler { return testenv.Distribution(t) }},
+	} {
+		t.Run(kind.name, func(t *testing.T) {
+			backend := kind.backend(t)
+			var mu sync.Mutex
+			lost := map[string]bool{}
+			r := testenv.FrontRegistry(t, http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+				mu.Lock()
+				place := request.URL.Path
+				lose := request.Method == http.MethodPut && strings.Contains(place, "/blobs/uploads/") && !lost[place]
+				if lose {
+					lost[place] = true
+				}
+				mu.Unlock()
+				if lose {
+					testenv.LoseAnswer(w, request, backend)
+					return
+				}
+				backend.ServeHTTP(w, request)
+			}))
+			result, err := Push(t.Context(), parse(t, r.Host+"/octo-org/image:v1"), contentOf(t, path), withPatience(hasty))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if result.DiskSHA256 != want || len(lost) < 2 {
+				t.Errorf("pushed %s after %d lost answers; want %s", result.DiskSHA256, len(lost), want)
 			}
 		})
 	}

@@ -187,19 +187,21 @@ func (r *registry) putBlob(ctx context.Context, layer v1.Descriptor, data []byte
 }
 
 func (r *registry) uploadBlob(ctx context.Context, layer v1.Descriptor, data []byte) error {
-	found, err := r.send(ctx, call{method: http.MethodHead, url: r.url("blobs", layer.Digest.String()),
-		accept: []int{http.StatusOK, http.StatusNotFound}})
-	if err != nil {
+	if held, err := r.holds(ctx, layer.Digest); held || err != nil {
 		return err
-	}
-	if found.status == http.StatusOK {
-		return nil
 	}
 	location, err := r.startUpload(ctx)
 	if err != nil {
 		return err
 	}
 	return r.commitUpload(ctx, location, layer.Digest, bytes.NewReader(data))
+}
+
+// holds asks whether the registry has a blob already.
+func (r *registry) holds(ctx context.Context, digest v1.Hash) (bool, error) {
+	found, err := r.send(ctx, call{method: http.MethodHead, url: r.url("blobs", digest.String()),
+		accept: []int{http.StatusOK, http.StatusNotFound}})
+	return err == nil && found.status == http.StatusOK, err
 }
 
 // startUpload begins an upload and returns where it goes.
@@ -219,6 +221,13 @@ func (r *registry) commitUpload(ctx context.Context, location *url.URL, digest v
 	target.RawQuery = query.Encode()
 	_, err := r.send(ctx, call{method: http.MethodPut, url: &target, body: body,
 		header: http.Header{"Content-Type": {"application/octet-stream"}}, accept: []int{http.StatusCreated}})
+	if _, refused := errors.AsType[*statusError](err); refused {
+		// An upload that is gone, or not where it should be, may be one that ended:
+		// the answer was lost, and this is the one to the request sent again.
+		if held, asked := r.holds(ctx, digest); held && asked == nil {
+			return nil
+		}
+	}
 	return err
 }
 
