@@ -147,6 +147,7 @@ func TestAction(t *testing.T) {
 			t.Error("the log shows the token")
 		}
 	})
+	t.Run("provenance", func(t *testing.T) { a.saysWhatGitHubSays(t, run) })
 	t.Run("audit", func(t *testing.T) {
 		ghVerify(t, stack, run, "oci://"+a.reference, attest.PredicateAudit, nil, "--bundle", a.bundleFile(t, attest.PredicateAudit)).accepts(t)
 		cosignVerify(t, stack, run, a.reference, attest.PredicateAudit).accepts(t)

@@ -201,9 +201,7 @@ func (s *Stack) Genuine() error {
 		if err != nil {
 			return err
 		}
-		s.Proxy.Map(name, &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(&url.URL{Scheme: place.Scheme, Host: place.Host})
-		}})
+		s.Proxy.Map(name, Forward(place.Scheme+"://"+place.Host))
 	}
 	return nil
 }

@@ -18,3 +18,13 @@ func StartGitHub(t testing.TB) *GitHub {
 	t.Helper()
 	return startGitHub(t)
 }
+
+// StartProxy starts a proxy that knows no name yet.
+func StartProxy(t testing.TB) *Proxy {
+	t.Helper()
+	p, err := startProxy(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
