@@ -77,13 +77,13 @@ cosign_attest() {
   local type
   for type in provenance measurements; do
     cosign attest --yes --signing-config="$SIGNING_CONFIG" --trusted-root="$TRUSTED_ROOT" \
-      --identity-token="$scratch/token" --predicate="$scratch/$type.json" --type="${!type}" "$1"
+      --identity-token="$scratch/token" --predicate="$scratch/$type.json" --type="${!type}" "$1" || return
   done
 }
 token() {
   # shellcheck disable=SC2016 # the job's variables
   job bash -c 'curl -fsS -H "Authorization: Bearer $ACTIONS_ID_TOKEN_REQUEST_TOKEN" "$ACTIONS_ID_TOKEN_REQUEST_URL&audience=sigstore"' |
-    jq -r .value > "$scratch/token"
+    jq -j .value > "$scratch/token" # with a line feed it is no header
 }
 ours_verify() {
   "$bin" verify artifact "$artifact" --bundle="$scratch/bundles.jsonl" --trusted-root="$TRUSTED_ROOT" --repo="$REPOSITORY" --cert-oidc-issuer="$ISSUER"
