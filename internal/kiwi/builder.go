@@ -35,7 +35,9 @@ const (
 
 var (
 	baseArgument = lazyregexp.New(`(?m)^ARG BASE=(\S+)$`)
-	kiwiPin      = lazyregexp.New(`(?m)^kiwi==([0-9]+\.[0-9]+\.[0-9]+) --hash=sha256:([0-9a-f]{64})$`)
+	// debianBase is a base that one made here can stand in for.
+	debianBase = lazyregexp.New(`^(docker\.io/library/)?debian:` + defaultSuite + `(-slim)?(@sha256:[0-9a-f]{64})?$`)
+	kiwiPin    = lazyregexp.New(`(?m)^kiwi==([0-9]+\.[0-9]+\.[0-9]+) --hash=sha256:([0-9a-f]{64})$`)
 )
 
 // builder is the container image that runs KIWI, and how it is made.
@@ -170,6 +172,9 @@ func (b *builder) base(ctx context.Context, scratch string) (string, error) {
 		return "", nil
 	case ctx.Err() != nil:
 		return "", ctx.Err()
+	}
+	if !debianBase().MatchString(own) {
+		return "", fmt.Errorf("pull the builder's base image %s: %w: make its registry reachable, or name a builder image with --builder-image", own, err)
 	}
 	fmt.Fprintf(b.log, "the registry of %s cannot be used (%v): making the builder's root file system with mmdebstrap instead\n", own, err)
 	return b.makeBase(ctx)

@@ -42,11 +42,12 @@ func ValidateVersion(version string) error {
 	return nil
 }
 
-// PackageSource is a package repository that stands in for a description's.
+// PackageSource is a package repository that stands in for a description's. What it
+// is a repository of, Debian's packages or rpm's, follows from the description.
 type PackageSource struct {
 	URI        string   // http, https or ftp; or file, for a directory of this machine
-	Suite      string   // "" is that of the description's first remote repository
-	Components []string // none are those of it
+	Suite      string   // of Debian's; "" is that of the description's first remote repository
+	Components []string // of Debian's; none are those of it
 }
 
 // local returns the directory of a source on this machine, "" for a remote one.
@@ -111,6 +112,16 @@ type repository struct {
 	} `xml:"source"`
 }
 
+// attribute is the value of an attribute, "" when there is none.
+func (r repository) attribute(name string) string {
+	for _, a := range r.Attributes {
+		if a.Name.Local == name {
+			return a.Value
+		}
+	}
+	return ""
+}
+
 // remote reports whether a repository lies on another machine.
 func (r repository) remote() bool {
 	for _, scheme := range []string{"http:", "https:", "ftp:", "obs:", "obsrepositories:"} {
@@ -123,10 +134,40 @@ func (r repository) remote() bool {
 
 // outline is what this package knows of a description.
 type outline struct {
-	imageTag     element // the start tag of <image>
-	version      element // the text of the first <version> in <preferences>
-	packages     int64   // where the first <packages> begins, 0 for none
-	repositories []repository
+	imageTag       element // the start tag of <image>
+	version        element // the text of the first <version> in <preferences>
+	packageManager string  // the first in <preferences>, "" for none
+	packages       int64   // where the first <packages> begins, 0 for none
+	repositories   []repository
+}
+
+// outline reads what this package knows of the description.
+func (o *Options) outline() (*outline, error) {
+	name, err := configFile(o.Description)
+	if err != nil {
+		return nil, err
+	}
+	config, err := readBounded(o.Description, name, maxConfigBytes)
+	if err != nil {
+		return nil, err
+	}
+	return readOutline(config)
+}
+
+// model is the repository that package sources take after: the first remote one.
+func (o *outline) model() *repository {
+	for i, r := range o.repositories {
+		if r.remote() {
+			return &o.repositories[i]
+		}
+	}
+	return nil
+}
+
+// debian reports whether a repository of the description has Debian's packages.
+func (o *outline) debian(r *repository) bool {
+	kind := r.attribute("type")
+	return kind == "apt-deb" || kind == "" && o.packageManager == "apt"
 }
 
 // readOutline reads a description in KIWI's XML form.
@@ -158,6 +199,15 @@ func readOutline(config []byte) (*outline, error) {
 				end := decoder.InputOffset() - int64(len("</version>"))
 				if o.version.end == 0 && end >= begin && string(config[begin:end]) == text {
 					o.version = element{begin, end}
+				}
+				open = open[:len(open)-1]
+			case "image/preferences/packagemanager":
+				var text string
+				if err := decoder.DecodeElement(&text, &token); err != nil {
+					return nil, fmt.Errorf("it is not XML: %w", err)
+				}
+				if o.packageManager == "" {
+					o.packageManager = strings.TrimSpace(text)
 				}
 				open = open[:len(open)-1]
 			case "image/packages":
@@ -241,16 +291,11 @@ func (o *Options) edit(config []byte) ([]byte, error) {
 // replaceRepositories returns the repositories that stand in for the remote ones
 // of a description, and the place where they go.
 func (o *outline) replaceRepositories(sources []PackageSource) ([]byte, element, error) {
-	var model *repository
-	for i, r := range o.repositories {
-		if r.remote() {
-			model = &o.repositories[i]
-			break
-		}
-	}
+	model := o.model()
 	if model == nil {
 		return nil, element{}, errors.New("it has no remote repository that a package source could stand in for: leave the package source out")
 	}
+	debian := o.debian(model)
 	var text bytes.Buffer
 	for i, source := range sources {
 		attributes := map[string]string{}
@@ -261,8 +306,20 @@ func (o *outline) replaceRepositories(sources []PackageSource) ([]byte, element,
 			}
 			attributes[name] = value
 		}
+		if !debian && source.Suite != "" {
+			return nil, element{}, fmt.Errorf("its repositories are of rpm packages, which have no suites: write the package source %s without %q", source.URI, source.Suite)
+		}
 		for _, a := range model.Attributes {
-			set(a.Name.Local, a.Value)
+			switch a.Name.Local {
+			case "arch": // a source that is named is for the image that is built
+			case "sourcetype":
+				// A list of mirrors stands in for one, and packages for themselves.
+				if path.Base(source.URI) == path.Base(model.Source.Path) {
+					set(a.Name.Local, a.Value)
+				}
+			default:
+				set(a.Name.Local, a.Value)
+			}
 		}
 		set("alias", fmt.Sprintf("package-source-%d", i+1))
 		location := source.URI
@@ -270,6 +327,9 @@ func (o *outline) replaceRepositories(sources []PackageSource) ([]byte, element,
 			// Whoever names a directory of the machine trusts what is in it.
 			location = fmt.Sprintf("dir://%s/%d", localRepository, i)
 			set("repository_gpgcheck", "false")
+			if !debian {
+				set("package_gpgcheck", "false")
+			}
 		}
 		if source.Suite != "" {
 			set("distribution", source.Suite)

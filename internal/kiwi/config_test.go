@@ -62,6 +62,31 @@ func TestEdit(t *testing.T) {
 	}
 }
 
+// TestEditRpm puts package sources in place of repositories of rpm packages, whose
+// form is not Debian's.
+func TestEditRpm(t *testing.T) {
+	const config = `<image name="a"><preferences><version>1.0.0</version><packagemanager>dnf5</packagemanager></preferences>` +
+		`<repository arch="x86_64" alias="core" sourcetype="mirrorlist" package_gpgcheck="true" customize="key.sh">` +
+		`<source path="https://cdn.example/x86_64/mirror.list"/></repository>` +
+		`<repository arch="aarch64" alias="core-arm"><source path="https://cdn.example/aarch64/mirror.list"/></repository></image>`
+	for _, tc := range []struct{ name, source, want string }{
+		{"another list of mirrors", "https://cdn.example/2023.1/$basearch/mirror.list", `<repository alias="package-source-1" sourcetype="mirrorlist" package_gpgcheck="true" customize="key.sh"><source path="https://cdn.example/2023.1/$basearch/mirror.list">`},
+		{"a repository", "https://mirror.example/core", `<repository alias="package-source-1" package_gpgcheck="true" customize="key.sh"><source path="https://mirror.example/core">`},
+		{"a directory", "/srv/core", `<repository alias="package-source-1" package_gpgcheck="false" customize="key.sh" repository_gpgcheck="false"><source path="dir:///run/attestable-image/repositories/0">`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			sources, err := ParsePackageSources(tc.source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			edited, err := (&Options{PackageSources: sources}).edit([]byte(config))
+			if err != nil || !strings.Contains(string(edited), tc.want) || strings.Count(string(edited), "<repository") != 1 {
+				t.Errorf("the description is %s (%v), want %s", edited, err, tc.want)
+			}
+		})
+	}
+}
+
 func TestEditRefuses(t *testing.T) {
 	const head, tail = `<image name="a"><preferences><version>1.0.0</version></preferences>`, `</image>`
 	sources := []PackageSource{{URI: "http://a/b"}}
@@ -78,6 +103,7 @@ func TestEditRefuses(t *testing.T) {
 		{"version elsewhere", `<image name="a"><x><version>1.0.0</version></x></image>`, Options{Version: "1.2.3"}, "no <version> in <preferences>"},
 		{"no repository", head + tail, Options{PackageSources: sources}, "no remote repository that a package source could stand in for"},
 		{"local repository only", head + `<repository><source path="dir:///x"/></repository>` + tail, Options{PackageSources: sources}, "no remote repository"},
+		{"suite of rpm packages", head + `<repository type="rpm-md"><source path="https://x/y"/></repository>` + tail, Options{PackageSources: []PackageSource{{URI: "http://a/b", Suite: "trixie"}}}, "rpm packages, which have no suites: write the package source http://a/b without \"trixie\""},
 		{"deep", strings.Repeat("<image>", 100), Options{}, "nested deeper than 64"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

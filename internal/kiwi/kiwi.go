@@ -178,18 +178,20 @@ func (o *Options) builderImage(ctx context.Context, e *engine) (string, error) {
 		}
 		return o.BuilderImage, nil
 	}
+	outline, err := o.outline()
+	if err != nil {
+		return "", fmt.Errorf("read the KIWI description %s: %w", o.Source, err)
+	}
 	if _, err := fs.Stat(o.Description, "Dockerfile"); err != nil {
-		if o.Builder == nil {
+		switch {
+		case o.Builder == nil:
 			return "", fmt.Errorf("the KIWI description %s has no Dockerfile for its builder: name a builder image with --builder-image", o.Source)
+		case outline.packageManager != "apt":
+			return "", fmt.Errorf("the KIWI description %s has no Dockerfile for its builder, and its package manager is %q, while the builder of attestable-image has apt alone: put a Dockerfile beside it, or name a builder image with --builder-image", o.Source, outline.packageManager)
 		}
 		b.files = o.Builder
 	}
-	for _, source := range o.PackageSources {
-		if source.local() == "" && (source.Suite == "" || source.Suite == defaultSuite) {
-			b.mirror = source.URI
-			break
-		}
-	}
+	b.mirror = o.mirror(outline)
 	if dir, err := os.UserCacheDir(); err == nil {
 		b.cache = filepath.Join(dir, "attestable-image", "kiwi")
 	}
@@ -197,6 +199,25 @@ func (o *Options) builderImage(ctx context.Context, e *engine) (string, error) {
 		b.cache = filepath.Join(dir, "kiwi")
 	}
 	return b.image(ctx)
+}
+
+// mirror is the package source that a base of the builder can be made from, which
+// is Debian's: "" when none is.
+func (o *Options) mirror(outline *outline) string {
+	model := outline.model()
+	if model == nil || !outline.debian(model) {
+		return ""
+	}
+	for _, source := range o.PackageSources {
+		suite := source.Suite
+		if suite == "" {
+			suite = model.attribute("distribution")
+		}
+		if source.local() == "" && suite == defaultSuite {
+			return source.URI
+		}
+	}
+	return ""
 }
 
 // outputDir is the directory of the results. While a build runs it is locked, and
