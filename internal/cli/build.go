@@ -39,14 +39,15 @@ func newBuildCommand(a *app) *cobra.Command {
 		Use:   "build (--template NAME | --description DIR) --output DIR",
 		Short: "Build a raw disk with KIWI NG in a container",
 		Long: `Build a raw disk with KIWI NG in a container, from a template that comes with
-attestable-image or from a KIWI description of your own, and print its path.
+attestable-image (al2023, debian, ubuntu) or from a KIWI description of your own, and
+print its path.
 
 The container engine is docker, or podman where docker is missing or does not
 answer. The container gets CAP_SYS_ADMIN and the loop devices, never
 --privileged. It runs the image of --builder-image, or one made from the
-Dockerfile beside the description; a description without a Dockerfile gets the
-builder of the template debian. Where no container registry can be reached, the
-base of the builder is made with mmdebstrap.
+Dockerfile beside the description; a description for apt without a Dockerfile gets
+the builder of the template debian. Where no container registry can be reached, a
+base of Debian's for the builder is made with mmdebstrap.
 
 KIWI's log is shown while it is written, and kept as kiwi.log in the output
 directory. The directory has to be new, empty, or that of an earlier build, whose
@@ -58,7 +59,8 @@ your own has to make the group tss, as systemd-sysusers in its config.sh does.`,
 		Example: `  attestable-image build --template debian --output out/image
   attestable-image build --description ./kiwi --overlay ./files --version 1.2.3 --output out/image
   attestable-image build --template debian --serve --output out/image
-  attestable-image build --template debian --package-source "http://snapshot.example/debian trixie main" --output out/image`,
+  attestable-image build --template debian --package-source "http://snapshot.example/debian trixie main" --output out/image
+  attestable-image build --template al2023 --package-source 'https://cdn.amazonlinux.com/al2023/core/mirrors/2023.12.20260713/$basearch/mirror.list' --output out/image`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usagef("build takes flags only, and %q is none", args[0])
@@ -84,7 +86,7 @@ your own has to make the group tss, as systemd-sysusers in its config.sh does.`,
 	flags.StringVar(&f.name, "name", "", "name of the image (default: the description's)")
 	flags.StringVar(&f.version, "version", "", "version of the image, as major.minor.patch (default: the description's)")
 	flags.StringVar(&f.builderImage, "builder-image", "", "container `IMAGE` that runs KIWI NG (default: one made from a Dockerfile)")
-	flags.StringArrayVar(&f.packageSources, "package-source", nil, "package repository in place of the description's remote ones, as \"`URI` [SUITE [COMPONENT...]]\"; may be repeated, or have several lines")
+	flags.StringArrayVar(&f.packageSources, "package-source", nil, "package repository in place of the description's remote ones, as \"`URI` [SUITE [COMPONENT...]]\", or a URI alone for rpm packages; may be repeated, or have several lines")
 	flags.BoolVar(&f.serve, "serve", false, "put the attestation service into the image")
 	flags.StringVar(&f.output, "output", "", "`DIR` for the disk and KIWI's log")
 	return cmd

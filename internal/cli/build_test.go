@@ -29,7 +29,7 @@ func TestBuildCommandLine(t *testing.T) {
 		{"both", []string{"--template", "debian", "--description", "x", "--output", output}, 2, "both --template and --description were given: keep one"},
 		{"no output", []string{"--template", "debian"}, 2, "--output is missing"},
 		{"an argument", []string{"debian"}, 2, `"debian" is none`},
-		{"no such template", []string{"--template", "fedora", "--output", output}, 2, `there is no template "fedora": there is debian`},
+		{"no such template", []string{"--template", "fedora", "--output", output}, 2, `there is no template "fedora": there is al2023, debian, ubuntu`},
 		{"template that climbs", []string{"--template", "../debian", "--output", output}, 2, `there is no template "../debian"`},
 		{"no such description", []string{"--description", "/nonexistent", "--output", output}, 2, "/nonexistent: no such file or directory"},
 		{"description is a file", []string{"--description", file, "--output", output}, 2, "is not a directory: give the directory that it lies in"},

@@ -154,13 +154,6 @@ func TestStageRefuses(t *testing.T) {
 	}
 }
 
-func TestTemplates(t *testing.T) {
-	got, err := Templates(os.DirFS(filepath.Join("..", "..", "kiwi-templates")))
-	if err != nil || strings.Join(got, " ") != "debian" {
-		t.Errorf("templates %q: %v", got, err)
-	}
-}
-
 func write(t *testing.T, path, content string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

@@ -14,7 +14,7 @@ systemctl mask getty.target getty@.service getty-static.service autovt@.service 
 # Nothing that waits for a first boot, writes to the disk, or updates packages.
 systemctl mask systemd-firstboot.service systemd-boot-random-seed.service systemd-boot-update.service \
   systemd-random-seed.service systemd-machine-id-commit.service \
-  apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
+  apt-daily.timer apt-daily.service apt-daily-upgrade.timer apt-daily-upgrade.service dpkg-db-backup.timer \
   e2scrub_all.timer e2scrub_reap.service fstrim.timer
 
 systemctl enable systemd-networkd.service attestable-image-demo.service
