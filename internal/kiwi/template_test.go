@@ -46,7 +46,7 @@ type checked struct {
 func (c checked) aliases() []string {
 	var all []string
 	for _, r := range c.Made.Repositories {
-		all = append(all, strings.TrimSpace(strings.Join([]string{r.Alias, r.Path, r.Suite, r.SourceType}, " ")))
+		all = append(all, strings.Join(strings.Fields(r.Alias+" "+r.Path+" "+r.Suite+" "+r.SourceType), " "))
 	}
 	return all
 }
