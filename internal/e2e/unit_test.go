@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -40,5 +41,42 @@ func TestUnits(t *testing.T) {
 		if out, err := exec.Command(analyze, args...).CombinedOutput(); err != nil || args[0] == "verify" && len(out) > 0 {
 			t.Errorf("systemd-analyze %s: %v\n%s", args[0], err, out)
 		}
+	}
+}
+
+// TestApplicationUnits lets systemd read the units of the templates and of the
+// examples of applications: every directive is known, and what answers on a port is
+// in a sandbox. The shell for debugging is in none.
+func TestApplicationUnits(t *testing.T) {
+	analyze := testenv.Tool(t, "systemd-analyze")
+	command := regexp.MustCompile(`(?m)^(Exec\w+=)\S+`)
+	root := regexp.MustCompile(`(?m)^RootDirectory=.*$`)
+	seen := 0
+	for _, file := range trackedFiles(t, "examples/overlays/*.service", "kiwi-templates/*.service") { // of any depth
+		name := filepath.Base(file)
+		if name == "attestable-image.service" { // TestUnits has it
+			continue
+		}
+		seen++
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A program and a directory that are there in place of those that will be.
+		unit := root.ReplaceAll(command.ReplaceAll(content, []byte("${1}/bin/true")), []byte("RootDirectory=/"))
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, unit, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(analyze, "verify", "--man=no", "--recursive-errors=no", path).CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("systemd-analyze verify %s: %v\n%s", file, err, out)
+		}
+		out, err := exec.Command(analyze, "security", "--offline=yes", "--threshold=30", "--no-pager", path).CombinedOutput()
+		if open := name == "debug-console.service"; (err != nil) != open {
+			t.Errorf("systemd-analyze security %s: %v\n%s", file, err, out)
+		}
+	}
+	if seen < 5 {
+		t.Errorf("%d units are found", seen)
 	}
 }
