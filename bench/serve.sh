@@ -115,17 +115,19 @@ soak() {
     taskset -c 1 "$out/serve-load" load -kind "$kind" -clients 1 -count $((refused / 4)) -pause 10ms "$url" > "$out/soak.$kind" &
     loads+=($!)
   done
+  local load
   printf '%8s %9s %12s %10s %6s\n' seconds requests 'RSS (MiB)' 'heap (MiB)' files
   : > "$out/soak.samples"
-  while kill -0 "$asking" 2> /dev/null; do
+  while kill -0 "$asking" "${loads[@]}" 2> /dev/null; do
     sleep "${SAMPLE:-10}"
     kill -0 "$pid" # the service is there
     printf '%8d %9d %12s %10s %6d\n' $((EPOCHSECONDS - begin)) "$(grep -ac '"msg":"request"' "$log")" "$(rss)" "$(heap)" "$(files)" | tee -a "$out/soak.samples"
   done
   local failed=0
-  wait "$asking" "${loads[@]}" || failed=1
+  for load in "$asking" "${loads[@]}"; do
+    wait "$load" || failed=1
+  done
   for kind in document "${kinds[@]}"; do
-    wait "${loads[@]}" || failed=1
     read -r answered wrong verified passed < "$out/soak.$kind"
     printf '%-12s %7d answered, %d not, in %.0f s; %d verified\n' "$kind" "$answered" "$wrong" "$passed" "$verified"
     [ "$wrong" = 0 ] || failed=1
