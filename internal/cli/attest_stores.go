@@ -186,10 +186,8 @@ func (a *app) storeBundles(ctx context.Context, stores []attestationStore, attes
 		}
 		at, err := store.put(ctx, lacking)
 		if err != nil {
-			if i > 0 {
-				err = fmt.Errorf("%w; what was stored before stays: run this again, and only what lacks is stored", err)
-			}
-			return err
+			// Of the first store, too: one of two may be there, or the answer was lost.
+			return fmt.Errorf("%w; what was stored before stays: run this again, and only what lacks is stored", err)
 		}
 		for k, n := range indices {
 			places[n] = append(places[n], at[k])
