@@ -16,8 +16,8 @@ systemctl mask systemd-firstboot.service systemd-boot-random-seed.service system
   systemd-random-seed.service systemd-machine-id-commit.service \
   dnf-makecache.timer update-motd.service update-motd.timer fstrim.timer
 
-# The host name comes from the instance's metadata: only while /etc/hostname is
-# empty, which is why there is none.
+# The host name comes from the instance's metadata, which its unit asks for while
+# /etc/hostname is empty, and for half a minute until the network is there.
 : > /etc/hostname
 systemctl enable systemd-networkd.service systemd-resolved.service set-hostname-imds.service \
   attestable-image-demo.service
