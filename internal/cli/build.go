@@ -2,12 +2,16 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -29,8 +33,8 @@ type buildFlags struct {
 	name, version                  string
 	builderImage                   string
 	packageSources                 []string
-	output                         string
-	serve                          bool
+	lock, output                   string
+	serve, updateLock              bool
 }
 
 func newBuildCommand(a *app) *cobra.Command {
@@ -51,7 +55,18 @@ base of Debian's for the builder is made with mmdebstrap.
 
 KIWI's log is shown while it is written, and kept as kiwi.log in the output
 directory. The directory has to be new, empty, or that of an earlier build, whose
-files are removed. SOURCE_DATE_EPOCH is handed on to KIWI.
+files are removed.
+
+The same description, packages, builder and time make the same disk, byte for byte.
+The time of the image is SOURCE_DATE_EPOCH in the environment; without it that of
+the commit which the description is checked out at (with --template: the overlay);
+without a commit 2026-01-01. Identifiers are derived from the description.
+
+A lock has each package's version and SHA-256. The build fails when it would use
+another package, and tells the differences. It is packages.lock beside the
+description, or --lock FILE; --update-lock writes it. Without a lock any package
+of the sources is used. Either way packages.lock in the output directory has what
+was used, and builder.json the tools and the inputs.
 
 With --serve this program goes into the image, with units for systemd that answer
 attestation requests on port 8443 (see serve and verify instance). A description of
@@ -59,7 +74,9 @@ your own has to make the group tss, as systemd-sysusers in its config.sh does.`,
 		Example: `  attestable-image build --template debian --output out/image
   attestable-image build --description ./kiwi --overlay ./files --version 1.2.3 --output out/image
   attestable-image build --template debian --serve --output out/image
-  attestable-image build --template debian --package-source "http://snapshot.example/debian trixie main" --output out/image
+  attestable-image build --description ./kiwi --update-lock --output out/image
+  attestable-image build --template debian --lock image/packages.lock --output out/image \
+    --package-source "http://snapshot.debian.org/archive/debian/20261101T000000Z trixie main"
   attestable-image build --template al2023 --package-source 'https://cdn.amazonlinux.com/al2023/core/mirrors/2023.12.20260713/$basearch/mirror.list' --output out/image`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -87,6 +104,8 @@ your own has to make the group tss, as systemd-sysusers in its config.sh does.`,
 	flags.StringVar(&f.version, "version", "", "version of the image, as major.minor.patch (default: the description's)")
 	flags.StringVar(&f.builderImage, "builder-image", "", "container `IMAGE` that runs KIWI NG (default: one made from a Dockerfile)")
 	flags.StringArrayVar(&f.packageSources, "package-source", nil, "package repository in place of the description's remote ones, as \"`URI` [SUITE [COMPONENT...]]\", or a URI alone for rpm packages; may be repeated, or have several lines")
+	flags.StringVar(&f.lock, "lock", "", "`FILE` with the packages that the image may have (default: packages.lock beside the description, if there is one)")
+	flags.BoolVar(&f.updateLock, "update-lock", false, "take the packages that the sources have now, and write them into the lock")
 	flags.BoolVar(&f.serve, "serve", false, "put the attestation service into the image")
 	flags.StringVar(&f.output, "output", "", "`DIR` for the disk and KIWI's log")
 	return cmd
@@ -149,6 +168,9 @@ func (a *app) options(f buildFlags) (kiwi.Options, error) {
 	}
 	o.Overlay, o.Name, o.Version = f.overlay, f.name, f.version
 	o.BuilderImage, o.Output = f.builderImage, f.output
+	if err := lockOptions(&o, f); err != nil {
+		return o, err
+	}
 	if f.serve {
 		o.Service = new(kiwi.Service)
 		if o.Service.Files, err = fs.Sub(a.templates, serviceFiles); err != nil {
@@ -161,9 +183,116 @@ func (a *app) options(f buildFlags) (kiwi.Options, error) {
 	return o, nil
 }
 
+// lockPath is the file that the lock is written to, "" when there is none.
+func (f buildFlags) lockPath() string {
+	if f.lock != "" || f.description == "" {
+		return f.lock
+	}
+	return filepath.Join(f.description, kiwi.LockName)
+}
+
+// lockOptions reads the lock, if there is one.
+func lockOptions(o *kiwi.Options, f buildFlags) error {
+	if f.updateLock {
+		if f.lockPath() == "" {
+			return usagef("--update-lock has no file to write to: a template's packages are locked in a file of your own, name it with --lock")
+		}
+		return nil
+	}
+	var content []byte
+	var err error
+	if f.lock != "" {
+		o.LockSource = f.lock
+		content, err = os.ReadFile(f.lock)
+		if errors.Is(err, fs.ErrNotExist) {
+			return usagef("read the lock %s: there is no such file: make it with --update-lock", f.lock)
+		}
+	} else {
+		o.LockSource = kiwi.LockName + " of " + o.Source
+		content, err = fs.ReadFile(o.Description, kiwi.LockName)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+	}
+	if err == nil {
+		o.Lock, err = kiwi.ParseLock(content)
+	}
+	if err != nil {
+		return usagef("read the lock %s: %w", o.LockSource, err)
+	}
+	return nil
+}
+
+// updateLock puts the packages that a build used into the lock, in place of those of
+// the same architecture.
+func updateLock(path string, used kiwi.Lock) error {
+	if used == nil {
+		return fmt.Errorf("write the lock %s: this description's packages cannot be locked: only those of apt can", path)
+	}
+	lock := kiwi.Lock{}
+	content, err := os.ReadFile(path) //nolint:gosec // the caller's file
+	if err == nil {
+		lock, err = kiwi.ParseLock(content)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the lock %s: %w", path, err)
+	}
+	maps.Copy(lock, used)
+	if err := os.WriteFile(path, lock.Format(), 0o644); err != nil { //nolint:gosec // for everybody to read
+		return fmt.Errorf("write the lock: %w", err)
+	}
+	return nil
+}
+
+// source finds out the image's time, and the permissions that git records for what it
+// is built from.
+func (f buildFlags) source(ctx context.Context, o *kiwi.Options) (told string, err error) {
+	var from string
+	if f.description != "" {
+		checkout, err := kiwi.ReadCheckout(ctx, f.description)
+		if err != nil {
+			return "", err
+		}
+		if checkout != nil {
+			o.Epoch, o.Tracked, from = checkout.Epoch, checkout.Tracked, f.description
+		}
+	}
+	if f.overlay != "" {
+		checkout, err := kiwi.ReadCheckout(ctx, f.overlay)
+		if err != nil {
+			return "", err
+		}
+		if checkout != nil {
+			o.OverlayTracked = checkout.Tracked
+			if o.Epoch == 0 && f.description == "" {
+				o.Epoch, from = checkout.Epoch, f.overlay
+			}
+		}
+	}
+	told = "the commit of " + from
+	if text := os.Getenv("SOURCE_DATE_EPOCH"); text != "" {
+		if o.Epoch, err = kiwi.ParseEpoch(text); err != nil {
+			return "", err
+		}
+		told = "SOURCE_DATE_EPOCH"
+	} else if o.Epoch == 0 {
+		o.Epoch, told = kiwi.DefaultEpoch, "the default, because the source has no commit"
+		if f.description == "" {
+			told = "the default for a template"
+		}
+	}
+	return fmt.Sprintf("the image's time is %s (%s)", time.Unix(o.Epoch, 0).UTC().Format(time.RFC3339), told), nil
+}
+
 // build builds an image, with KIWI's log in a group that folds on Actions.
 func (a *app) build(ctx context.Context, f buildFlags) (*kiwi.Result, error) {
 	o, err := a.options(f)
+	if err != nil {
+		return nil, err
+	}
+	told, err := f.source(ctx, &o)
 	if err != nil {
 		return nil, err
 	}
@@ -172,6 +301,19 @@ func (a *app) build(ctx context.Context, f buildFlags) (*kiwi.Result, error) {
 		o.Log = a.stderr
 		end := gha.Group(a.stderr, "Build "+o.Source+" with KIWI NG")
 		defer end()
+		fmt.Fprintln(a.stderr, told)
+		if o.Lock == nil && !f.updateLock {
+			fmt.Fprintln(a.stderr, "the packages are not locked: the image has what its package sources have now")
+		}
 	}
-	return kiwi.Build(ctx, o)
+	result, err := kiwi.Build(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if f.updateLock {
+		if err := updateLock(f.lockPath(), result.Used); err != nil {
+			return nil, err
+		}
+	}
+	return result, nil
 }

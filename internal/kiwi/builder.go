@@ -74,12 +74,15 @@ func (b *builder) image(ctx context.Context) (string, error) {
 	for _, proxy := range proxies() {
 		args = append(args, "--build-arg", proxy)
 	}
-	base, err := b.base(ctx, scratch)
+	own, base, err := b.base(ctx, scratch)
 	if err != nil {
 		return "", err
 	}
-	if base != "" {
+	if base != own {
 		args = append(args, "--build-arg", "BASE="+base)
+	}
+	if base != "" {
+		args = append(args, "--label", baseLabel+"="+base)
 	}
 	b.source(ctx, scratch)
 	if err := b.run(b.engine.command(ctx, append(args, scratch)...)); err != nil {
@@ -147,20 +150,21 @@ func (b *builder) stage(dir string) (string, error) {
 	return hex.EncodeToString(hash.Sum(nil)), err
 }
 
-// base returns the base image to build on: "" for the Dockerfile's own, or one
-// that is made here where no registry can be reached.
-func (b *builder) base(ctx context.Context, scratch string) (string, error) {
+// base returns the base image that the Dockerfile names, "" where it has no ARG BASE,
+// and the one to build on: the same, or one that is made here where no registry can
+// be reached.
+func (b *builder) base(ctx context.Context, scratch string) (own, base string, err error) {
 	dockerfile, err := os.ReadFile(filepath.Join(scratch, "Dockerfile")) //nolint:gosec // staged above
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	m := baseArgument().FindSubmatch(dockerfile)
 	if m == nil { // a Dockerfile of the user's, with a base of its own
-		return "", nil
+		return "", "", nil
 	}
-	own := string(m[1])
+	own = string(m[1])
 	if _, err := b.engine.ask(ctx, "image", "inspect", "--format", "{{.Id}}", own); err == nil {
-		return "", nil
+		return own, own, nil
 	}
 	pullCtx, cancel := context.WithTimeout(ctx, pullTimeout)
 	defer cancel()
@@ -169,15 +173,16 @@ func (b *builder) base(ctx context.Context, scratch string) (string, error) {
 	err = quiet.run(b.engine.command(pullCtx, "pull", "--quiet", own))
 	switch {
 	case err == nil:
-		return "", nil
+		return own, own, nil
 	case ctx.Err() != nil:
-		return "", ctx.Err()
+		return "", "", ctx.Err()
 	}
 	if !debianBase().MatchString(own) {
-		return "", fmt.Errorf("pull the builder's base image %s: %w: make its registry reachable, or name a builder image with --builder-image", own, err)
+		return "", "", fmt.Errorf("pull the builder's base image %s: %w: make its registry reachable, or name a builder image with --builder-image", own, err)
 	}
 	fmt.Fprintf(b.log, "the registry of %s cannot be used (%v): making the builder's root file system with mmdebstrap instead\n", own, err)
-	return b.makeBase(ctx)
+	base, err = b.makeBase(ctx)
+	return own, base, err
 }
 
 // makeBase makes a Debian root file system on this machine and gives it to the

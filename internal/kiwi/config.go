@@ -236,9 +236,9 @@ func readOutline(config []byte) (*outline, error) {
 	return &o, nil
 }
 
-// edit returns a description with the name, version and repositories that were
-// asked for in place of its own.
-func (o *Options) edit(config []byte) ([]byte, error) {
+// edit returns a description with the name and version that were asked for in place
+// of its own, and with these package sources, if there are any.
+func (o *Options) edit(config []byte, sources []PackageSource) ([]byte, error) {
 	outline, err := readOutline(config)
 	if err != nil {
 		return nil, err
@@ -261,8 +261,8 @@ func (o *Options) edit(config []byte) ([]byte, error) {
 		}
 		edits = append(edits, edit{outline.version, []byte(o.Version)})
 	}
-	if len(o.PackageSources) > 0 {
-		text, place, err := outline.replaceRepositories(o.PackageSources)
+	if len(sources) > 0 {
+		text, place, err := outline.replaceRepositories(sources)
 		if err != nil {
 			return nil, err
 		}

@@ -28,7 +28,7 @@ func TestEdit(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := Options{Name: "other", Version: "4.5.6", PackageSources: sources}
-	edited, err := o.edit(slices.Clone(config))
+	edited, err := o.edit(slices.Clone(config), o.PackageSources)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestEdit(t *testing.T) {
 		t.Errorf("%d repositories, want 4", len(outline.repositories))
 	}
 	// Without anything to replace nothing changes.
-	same, err := new(Options).edit(slices.Clone(config))
+	same, err := new(Options).edit(slices.Clone(config), nil)
 	if err != nil || string(same) != string(config) {
 		t.Errorf("an edit of nothing changed the description (%v)", err)
 	}
@@ -107,7 +107,7 @@ func TestEditRefuses(t *testing.T) {
 		{"deep", strings.Repeat("<image>", 100), Options{}, "nested deeper than 64"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			_, err := tc.options.edit([]byte(tc.config))
+			_, err := tc.options.edit([]byte(tc.config), tc.options.PackageSources)
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("error is %v, want %q", err, tc.want)
 			}
@@ -120,7 +120,7 @@ func FuzzEdit(f *testing.F) {
 	f.Add([]byte(`<image name='a'><preferences><version>1</version></preferences><repository><source path="http://x"/></repository></image>`))
 	f.Fuzz(func(t *testing.T, config []byte) {
 		o := Options{Name: "n", Version: "1.2.3", PackageSources: []PackageSource{{URI: "http://a/b"}}}
-		edited, err := o.edit(slices.Clone(config))
+		edited, err := o.edit(slices.Clone(config), o.PackageSources)
 		if err != nil {
 			return
 		}

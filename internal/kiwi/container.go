@@ -7,17 +7,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 )
 
-// tools run inside the container: KIWI's call, the clean-up, and what stands in
-// for vfat.
+// tools run inside the container: KIWI's call, the clean-up, what stands in for
+// programs that would make each image another, what compares packages with a lock,
+// and what stands in for vfat.
 //
 //go:embed container
 var tools embed.FS
+
+// toolDir is where the container sees the tools.
+const toolDir = "/run/attestable-image/"
 
 // cleanTimeout bounds the removal of a container and of what it held.
 const cleanTimeout = 2 * time.Minute
@@ -32,12 +37,17 @@ type container struct {
 	description  string   // host path, seen as /description
 	output       string   // host path, seen as /output
 	tools        string   // host path of the tools
+	lock         string   // host path of the packages that are allowed, "" for any
 	repositories []string // host paths of package sources by number, "" for remote ones
+	epoch        int64    // seconds since 1970: SOURCE_DATE_EPOCH
+	seed         string   // what identifiers in the image are derived from
+	checkDates   bool     // lists of packages that are out of date are refused
 	tail         string   // end of what the container printed
 }
 
-// prepare makes the directories that the container sees.
-func (c *container) prepare() error {
+// prepare makes the directories that the container sees. Packages that are locked
+// are the only ones that it may use.
+func (c *container) prepare(locked []Package) error {
 	c.name = "attestable-image-" + strings.ToLower(rand.Text()[:16])
 	for _, dir := range []string{c.output, c.tools} {
 		if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // root in the container may be nobody here
@@ -57,13 +67,21 @@ func (c *container) prepare() error {
 			return err
 		}
 	}
-	return nil
+	if len(locked) == 0 {
+		return nil
+	}
+	var text strings.Builder
+	for _, p := range locked {
+		fmt.Fprintln(&text, p)
+	}
+	c.lock = filepath.Join(c.tools, LockName)
+	return os.WriteFile(c.lock, []byte(text.String()), 0o644) //nolint:gosec // nothing secret
 }
 
 // args are the options of a container that runs one of the tools.
 func (c *container) args(name, tool string) []string {
 	args := []string{
-		"--name", name, "--entrypoint", "/run/attestable-image/" + tool,
+		"--name", name, "--entrypoint", toolDir + tool,
 		// All that KIWI needs beyond the engine's defaults: to mount, and the loop
 		// devices (major 7) with their partitions (259) and the device that hands
 		// them out (10, 237). It is not --privileged.
@@ -74,7 +92,7 @@ func (c *container) args(name, tool string) []string {
 		"--device-cgroup-rule", "b 259:* rmw",
 		"--device-cgroup-rule", "c 10:237 rmw",
 		"--mount", bind(c.output, "/output", false),
-		"--mount", bind(filepath.Join(c.tools, tool), "/run/attestable-image/"+tool, true),
+		"--mount", c.tool(tool),
 	}
 	if c.engine.name == "podman" {
 		args = append(args, "--security-opt", "label=disable")
@@ -82,21 +100,33 @@ func (c *container) args(name, tool string) []string {
 	return args
 }
 
+// tool describes the mount of a tool.
+func (c *container) tool(name string) string {
+	return bind(filepath.Join(c.tools, name), toolDir+name, true)
+}
+
 // buildArgs is the command line that makes the container for KIWI.
 func (c *container) buildArgs() []string {
 	args := append([]string{"create"}, c.args(c.name, "build")...)
 	args = append(args, c.engine.network()...)
 	args = append(args,
+		"--hostname", "attestable-image", // the same in every build
 		"--mount", bind(c.description, "/description", true),
+		"--mount", c.tool("identify"),
+		"--mount", c.tool("du"),
+		"--mount", c.tool("packages"),
 		"--env", fmt.Sprintf("OWNER=%d:%d", os.Getuid(), os.Getgid()),
+		"--env", fmt.Sprintf("SOURCE_DATE_EPOCH=%d", c.epoch),
+		"--env", "ATTESTABLE_IMAGE_SEED="+c.seed,
+		"--env", fmt.Sprintf("CHECK_DATES=%t", c.checkDates),
 		// The kernel's package would make an initrd of its own, which nothing uses.
 		"--env", "INITRD=No",
 	)
 	for _, proxy := range proxies() {
 		args = append(args, "--env", proxy)
 	}
-	if os.Getenv("SOURCE_DATE_EPOCH") != "" {
-		args = append(args, "--env", "SOURCE_DATE_EPOCH")
+	if c.lock != "" {
+		args = append(args, "--mount", bind(c.lock, toolDir+LockName, true))
 	}
 	for i, dir := range c.repositories {
 		if dir != "" {
@@ -125,6 +155,23 @@ func bind(source, target string, readOnly bool) string {
 		mount += ",readonly"
 	}
 	return mount
+}
+
+// used returns the packages that the image is made of, nil when the package manager
+// does not tell.
+func (c *container) used() ([]Package, error) {
+	content, err := readBounded(os.DirFS(c.output), "packages.used", maxLockBytes)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read which packages the image is made of: %w", err)
+	}
+	packages, err := parseUsed(content)
+	if err != nil {
+		return nil, fmt.Errorf("read which packages the image is made of: %w", err)
+	}
+	return packages, nil
 }
 
 // build runs KIWI to its end, or kills it when ctx is done.

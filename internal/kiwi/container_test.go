@@ -15,7 +15,7 @@ func testContainer(t *testing.T, engineName string, vfat bool) *container {
 		engine: &engine{name: engineName, program: "/nonexistent"}, image: "builder:1", host: host{vfat: vfat},
 		description: filepath.Join(dir, "description"), output: filepath.Join(dir, "output"), tools: filepath.Join(dir, "tools"),
 	}
-	if err := c.prepare(); err != nil {
+	if err := c.prepare(nil); err != nil {
 		t.Fatal(err)
 	}
 	return c

@@ -48,11 +48,36 @@ type copier struct {
 	bytes int64
 }
 
+// modes says which permissions copied files and directories get: their own, if
+// nothing else is said.
+type modes struct {
+	// scripts is set for embedded files, which have no permissions: one that begins
+	// with #! becomes executable.
+	scripts bool
+	// tracked are the permissions that git records, by path.
+	tracked map[string]fs.FileMode
+}
+
+// of returns the permissions for a directory, or for a file that begins with start.
+func (m modes) of(name string, own fs.FileMode, start []byte) fs.FileMode {
+	switch {
+	case m.scripts && (own.IsDir() || bytes.Equal(start, []byte("#!"))):
+		return 0o755
+	case m.scripts:
+		return 0o644
+	}
+	if mode, ok := m.tracked[name]; ok && mode.IsDir() == own.IsDir() {
+		return permissions(mode)
+	}
+	if own.IsDir() {
+		return permissions(own) | 0o700
+	}
+	return permissions(own)
+}
+
 // tree copies the content of a tree into the directory dir, over what is there:
-// regular files with their permissions, directories and symbolic links. A file
-// that begins with #! becomes executable when scripts is set, because an
-// embedded file has no mode.
-func (c *copier) tree(dir string, tree fs.FS, scripts bool) error {
+// regular files, directories and symbolic links.
+func (c *copier) tree(dir string, tree fs.FS, m modes) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
@@ -71,9 +96,9 @@ func (c *copier) tree(dir string, tree fs.FS, scripts bool) error {
 		}
 		switch mode := info.Mode(); {
 		case mode.IsDir():
-			return copyDirectory(root, name, mode)
+			return copyDirectory(root, name, m.of(name, mode, nil))
 		case mode.IsRegular():
-			return c.file(root, tree, name, info, scripts)
+			return c.file(root, tree, name, info, m)
 		case mode&fs.ModeSymlink != 0:
 			target, err := fs.ReadLink(tree, name)
 			if err != nil {
@@ -104,7 +129,7 @@ func copyDirectory(root *os.Root, name string, mode fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	return root.Chmod(name, permissions(mode)|0o700)
+	return root.Chmod(name, mode)
 }
 
 // permissions are the bits of a mode that an image keeps.
@@ -112,7 +137,7 @@ func permissions(mode fs.FileMode) fs.FileMode {
 	return mode & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
 }
 
-func (c *copier) file(root *os.Root, tree fs.FS, name string, info fs.FileInfo, scripts bool) error {
+func (c *copier) file(root *os.Root, tree fs.FS, name string, info fs.FileInfo, m modes) error {
 	if c.bytes += info.Size(); c.bytes > maxStagedBytes {
 		return fmt.Errorf("the files are larger than %d GiB in sum", maxStagedBytes>>30)
 	}
@@ -129,85 +154,100 @@ func (c *copier) file(root *os.Root, tree fs.FS, name string, info fs.FileInfo, 
 		return err
 	}
 	buffered := bufio.NewReader(io.LimitReader(in, info.Size()))
-	mode := permissions(info.Mode())
-	if scripts {
-		mode = 0o644
-		if start, _ := buffered.Peek(2); bytes.Equal(start, []byte("#!")) {
-			mode = 0o755
-		}
-	}
+	start, _ := buffered.Peek(2) // a shorter file has no #!
+	mode := m.of(name, info.Mode(), start)
 	_, err = io.Copy(out, buffered)
 	if err := errors.Join(err, out.Close()); err != nil {
 		return fmt.Errorf("copy %s: %w", name, err)
 	}
-	if err := root.Chmod(name, mode); err != nil {
-		return err
-	}
-	if scripts { // an embedded file has no time either
-		return nil
-	}
-	return root.Chtimes(name, info.ModTime(), info.ModTime())
+	return root.Chmod(name, mode)
 }
 
 // stage writes the description that KIWI will read into the new directory dir:
 // the caller's, with the service and the overlay in root/ and with what was replaced
-// in it.
-func (o *Options) stage(dir string) error {
+// in it. It returns the description's digest, SHA-256 in hex. The package sources do
+// not count in it: the same packages from another place make the same image.
+func (o *Options) stage(dir string) (string, error) {
 	name, err := configFile(o.Description)
 	if err != nil {
-		return fmt.Errorf("read the KIWI description %s: %w", o.Source, err)
+		return "", fmt.Errorf("read the KIWI description %s: %w", o.Source, err)
 	}
-	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // the container reads it
-		return err
+	if err := makeDirectory(dir); err != nil {
+		return "", err
 	}
 	var c copier
-	if err := c.tree(dir, o.Description, o.Embedded); err != nil {
-		return fmt.Errorf("copy the KIWI description %s: %w", o.Source, err)
+	if err := c.tree(dir, o.Description, modes{scripts: o.Embedded, tracked: o.Tracked}); err != nil {
+		return "", fmt.Errorf("copy the KIWI description %s: %w", o.Source, err)
 	}
 	if o.Service != nil {
 		if err := o.Service.stage(&c, dir); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if o.Overlay != "" {
-		if err := stageOverlay(&c, dir, o.Overlay); err != nil {
-			return err
+		if err := o.stageOverlay(&c, dir); err != nil {
+			return "", err
 		}
 	}
 	config, err := readBounded(o.Description, name, maxConfigBytes)
 	if err != nil {
-		return fmt.Errorf("read the KIWI description %s: %w", o.Source, err)
+		return "", fmt.Errorf("read the KIWI description %s: %w", o.Source, err)
 	}
-	edited, err := o.edit(config)
+	identity, err := o.edit(config, nil)
 	if err != nil {
-		return fmt.Errorf("read %s of the KIWI description %s: %w", name, o.Source, err)
+		return "", fmt.Errorf("read %s of the KIWI description %s: %w", name, o.Source, err)
 	}
-	if bytes.Equal(edited, config) {
-		return nil
+	edited, err := o.edit(config, o.PackageSources)
+	if err != nil {
+		return "", fmt.Errorf("read %s of the KIWI description %s: %w", name, o.Source, err)
 	}
-	target := filepath.Join(dir, filepath.FromSlash(name))
-	if err := os.Remove(target); err != nil { // a link of the user's must not be written through
+	if !bytes.Equal(edited, config) {
+		target := filepath.Join(dir, filepath.FromSlash(name))
+		info, err := os.Stat(target)
+		if err != nil {
+			return "", err
+		}
+		if err := os.Remove(target); err != nil { // a link of the user's must not be written through
+			return "", err
+		}
+		if err := os.WriteFile(target, edited, 0o600); err != nil {
+			return "", err
+		}
+		if err := os.Chmod(target, info.Mode()); err != nil { // whatever is replaced, it counts the same
+			return "", err
+		}
+	}
+	digest, err := settle(dir, filepath.FromSlash(name), identity, o.Epoch)
+	if err != nil {
+		return "", fmt.Errorf("read the copy of the KIWI description %s: %w", o.Source, err)
+	}
+	return digest, nil
+}
+
+// makeDirectory makes a directory that everybody may read, whatever the umask is.
+func makeDirectory(path string) error {
+	if err := os.Mkdir(path, 0o755); err != nil { //nolint:gosec // the container reads it
 		return err
 	}
-	return os.WriteFile(target, edited, 0o600)
+	return os.Chmod(path, 0o755) //nolint:gosec // as above
 }
 
 // stageOverlay copies the overlay into root/ of the staged description, which
 // KIWI copies into the image's root.
-func stageOverlay(c *copier, dir, overlay string) error {
-	info, err := os.Stat(overlay)
+func (o *Options) stageOverlay(c *copier, dir string) error {
+	info, err := os.Stat(o.Overlay)
 	switch {
 	case err != nil:
 		return fmt.Errorf("read the overlay: %w", err)
 	case !info.IsDir():
-		return fmt.Errorf("read the overlay: %s is not a directory", overlay)
+		return fmt.Errorf("read the overlay: %s is not a directory", o.Overlay)
 	}
 	target, err := overlayTarget(dir)
 	if err != nil {
 		return err
 	}
-	if err := c.tree(target, os.DirFS(overlay), false); err != nil {
-		return fmt.Errorf("copy the overlay %s: %w", overlay, err)
+	if err := c.tree(target, os.DirFS(o.Overlay), modes{tracked: o.OverlayTracked}); err != nil {
+		return fmt.Errorf("copy the overlay %s: %w", o.Overlay, err)
 	}
 	return nil
 }
@@ -216,7 +256,7 @@ func stageOverlay(c *copier, dir, overlay string) error {
 // its path.
 func overlayTarget(dir string) (string, error) {
 	target := filepath.Join(dir, "root")
-	err := os.Mkdir(target, 0o755) //nolint:gosec // the image's own root
+	err := makeDirectory(target)
 	switch {
 	case errors.Is(err, fs.ErrExist):
 	case err != nil:

@@ -9,15 +9,28 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 // Options say what to build. Description, Source and Output have to be given.
 type Options struct {
 	Description fs.FS    // KIWI's description directory
 	Source      string   // what the description is called in messages
-	Embedded    bool     // Description has neither modes nor times: scripts are told by "#!"
+	Embedded    bool     // Description has no permissions: scripts are told by "#!"
 	Overlay     string   // directory that is copied over the image's root
 	Service     *Service // attestation service to put into the image, nil for none
+
+	// Tracked and OverlayTracked are permissions of what git tracks in Description
+	// and Overlay, by path: see Checkout.
+	Tracked, OverlayTracked map[string]fs.FileMode
+
+	// Epoch is the time of the image, in seconds since 1970: nothing in it is
+	// younger. 0 is DefaultEpoch.
+	Epoch int64
+	// Lock has the packages that the image may have, nil for any. LockSource is what
+	// it is called in messages.
+	Lock       Lock
+	LockSource string
 
 	Name           string          // of the image; "" is the description's
 	Version        string          // of the image; "" is the description's
@@ -38,6 +51,8 @@ type Result struct {
 	Packages     string // path of the list of packages in the image, "" when KIWI made none
 	Log          string // path of KIWI's log
 	BuilderImage string // container image that ran KIWI
+	Builder      string // path of builder.json
+	Used         Lock   // packages that the image is made of; nil when they are not known
 }
 
 // LogError is a build that failed while KIWI ran.
@@ -79,8 +94,22 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	defer output.close()
+	if o.Epoch == 0 {
+		o.Epoch = DefaultEpoch
+	}
+	if err := checkEpoch(o.Epoch, time.Now()); err != nil {
+		return nil, err
+	}
+	if o.Lock != nil && len(o.Lock[imageArchitecture()]) == 0 {
+		return nil, fmt.Errorf("%s has no packages for an image for %s: add them with --update-lock", o.LockSource, imageArchitecture())
+	}
 	description := filepath.Join(output.scratch, "description")
-	if err := o.stage(description); err != nil {
+	digest, err := o.stage(description)
+	if err != nil {
+		return nil, err
+	}
+	snapshot, err := fromSnapshot(description)
+	if err != nil {
 		return nil, err
 	}
 	abilities, err := readHost(ctx)
@@ -103,20 +132,50 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 		description: description,
 		output:      filepath.Join(output.scratch, "output"),
 		tools:       filepath.Join(output.scratch, "tools"),
+		epoch:       o.Epoch,
+		seed:        seed(digest, o.Epoch, imageArchitecture()),
+		// What a lock or a snapshot has does not become wrong with time.
+		checkDates: o.Lock == nil && !snapshot,
 	}
 	for _, source := range o.PackageSources {
 		c.repositories = append(c.repositories, source.local())
 	}
-	return o.run(ctx, &c, output)
+	result, err := o.run(ctx, &c, output)
+	if err != nil {
+		return nil, err
+	}
+	builder, err := c.describe(ctx)
+	if err != nil {
+		return nil, errors.Join(err, c.clean())
+	}
+	builder.Inputs = Inputs{
+		SourceDateEpoch: o.Epoch, DescriptionSHA256: digest,
+		PackagesLocked: o.Lock != nil, PackagesSHA256: result.Used.digest(),
+	}
+	if result.Builder, err = output.write("builder.json", builder.format()); err != nil {
+		return nil, err
+	}
+	if result.Used != nil {
+		if _, err := output.write(LockName, result.Used.Format()); err != nil {
+			return nil, err
+		}
+	}
+	return result, nil
 }
 
 // run runs KIWI and moves its results to where they belong.
 func (o *Options) run(ctx context.Context, c *container, output *outputDir) (*Result, error) {
-	if err := c.prepare(); err != nil {
+	if err := c.prepare(o.Lock[imageArchitecture()]); err != nil {
 		return nil, err
 	}
 	runErr := c.build(ctx)
 	log, logErr := output.keep(filepath.Join(c.output, "kiwi.log"), "kiwi.log")
+	used, usedErr := c.used()
+	if usedErr == nil && o.Lock != nil && ctx.Err() == nil {
+		if changes := comparePackages(o.Lock[imageArchitecture()], used, runErr != nil); len(changes) > 0 {
+			return nil, errors.Join(fmt.Errorf("build %s: %w", o.Source, &LockError{Lock: o.LockSource, Changes: changes}), c.clean())
+		}
+	}
 	if runErr != nil {
 		reason := c.reason(log, logErr, runErr)
 		cleanErr := c.clean()
@@ -125,10 +184,16 @@ func (o *Options) run(ctx context.Context, c *container, output *outputDir) (*Re
 		}
 		return nil, errors.Join(fmt.Errorf("build %s with KIWI: %w", o.Source, reason), cleanErr)
 	}
-	if logErr != nil {
-		return nil, logErr
+	if err := errors.Join(logErr, usedErr); err != nil {
+		return nil, errors.Join(err, c.clean())
+	}
+	if used == nil && o.Lock != nil {
+		return nil, errors.Join(fmt.Errorf("build %s: its packages cannot be locked: only those of apt can", o.Source), c.clean())
 	}
 	result := &Result{Log: log, BuilderImage: c.image}
+	if used != nil {
+		result.Used = Lock{imageArchitecture(): used}
+	}
 	content, err := readBounded(os.DirFS(filepath.Join(c.output, "build")), "kiwi.result.json", maxResultBytes)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read KIWI's result file: %w", err), c.clean())
@@ -166,9 +231,18 @@ func (o *Options) run(ctx context.Context, c *container, output *outputDir) (*Re
 	return result, nil
 }
 
+// builderFiles returns what has the builder's Dockerfile: the description or its
+// stand-in, nil when neither has one.
+func (o *Options) builderFiles() fs.FS {
+	if _, err := fs.Stat(o.Description, "Dockerfile"); err == nil {
+		return o.Description
+	}
+	return o.Builder
+}
+
 // builderImage returns the container image to run KIWI in.
 func (o *Options) builderImage(ctx context.Context, e *engine) (string, error) {
-	b := builder{engine: e, files: o.Description, log: o.Log}
+	b := builder{engine: e, log: o.Log}
 	if o.BuilderImage != "" {
 		if _, err := e.ask(ctx, "image", "inspect", "--format", "{{.Id}}", o.BuilderImage); err == nil {
 			return o.BuilderImage, nil
@@ -182,14 +256,11 @@ func (o *Options) builderImage(ctx context.Context, e *engine) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read the KIWI description %s: %w", o.Source, err)
 	}
-	if _, err := fs.Stat(o.Description, "Dockerfile"); err != nil {
-		switch {
-		case o.Builder == nil:
-			return "", fmt.Errorf("the KIWI description %s has no Dockerfile for its builder: name a builder image with --builder-image", o.Source)
-		case outline.packageManager != "apt":
-			return "", fmt.Errorf("the KIWI description %s has no Dockerfile for its builder, and its package manager is %q, while the builder of attestable-image has apt alone: put a Dockerfile beside it, or name a builder image with --builder-image", o.Source, outline.packageManager)
-		}
-		b.files = o.Builder
+	if b.files = o.builderFiles(); b.files == nil {
+		return "", fmt.Errorf("the KIWI description %s has no Dockerfile for its builder: name a builder image with --builder-image", o.Source)
+	}
+	if _, err := fs.Stat(o.Description, "Dockerfile"); err != nil && outline.packageManager != "apt" {
+		return "", fmt.Errorf("the KIWI description %s has no Dockerfile for its builder, and its package manager is %q, while the builder of attestable-image has apt alone: put a Dockerfile beside it, or name a builder image with --builder-image", o.Source, outline.packageManager)
 	}
 	b.mirror = o.mirror(outline)
 	if dir, err := os.UserCacheDir(); err == nil {
@@ -283,6 +354,19 @@ func (d *outputDir) keep(from, name string) (string, error) {
 		return "", err
 	}
 	return to, os.Rename(from, to)
+}
+
+// write writes a result into the output directory.
+func (d *outputDir) write(name string, content []byte) (string, error) {
+	path := filepath.Join(d.path, name)
+	d.made = append(d.made, name)
+	if err := d.writeManifest(); err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(path, content, 0o644); err != nil { //nolint:gosec // nothing secret
+		return "", fmt.Errorf("write into the output directory: %w", err)
+	}
+	return path, nil
 }
 
 // close removes the scratch directory and gives the output directory free.

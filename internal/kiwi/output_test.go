@@ -86,7 +86,7 @@ func TestStage(t *testing.T) {
 			"builder/ignored": {Data: []byte("x"), Mode: 0o444},
 		},
 	}
-	if err := o.stage(dir); err != nil {
+	if _, err := o.stage(dir); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]struct {
@@ -146,7 +146,7 @@ func TestStageRefuses(t *testing.T) {
 		{"large description", Options{Description: fstest.MapFS{"config.xml": {Data: make([]byte, maxConfigBytes+1)}}}, "larger than"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			err := tc.o.stage(filepath.Join(t.TempDir(), "staged"))
+			_, err := tc.o.stage(filepath.Join(t.TempDir(), "staged"))
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("error is %v, want %q", err, tc.want)
 			}

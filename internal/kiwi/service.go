@@ -57,7 +57,7 @@ func (s *Service) stage(c *copier, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := c.tree(target, s.Files, true); err != nil {
+	if err := c.tree(target, s.Files, modes{scripts: true}); err != nil {
 		return fmt.Errorf("copy the attestation service: %w", err)
 	}
 	root, err := os.OpenRoot(target)
@@ -66,9 +66,9 @@ func (s *Service) stage(c *copier, dir string) error {
 	}
 	defer root.Close()
 	wants := serviceUnits + "/sockets.target.wants"
-	err = root.MkdirAll(filepath.Dir(serviceProgram), 0o755)
+	err = makeDirectories(root, filepath.Dir(serviceProgram))
 	if err == nil {
-		err = root.MkdirAll(wants, 0o755)
+		err = makeDirectories(root, wants)
 	}
 	if err == nil {
 		err = root.Symlink("../"+serviceSocket, wants+"/"+serviceSocket)
@@ -83,6 +83,21 @@ func (s *Service) stage(c *copier, dir string) error {
 		return fmt.Errorf("copy the attestation service's program: %w", err)
 	}
 	return nil
+}
+
+// makeDirectories makes a directory in an image's root, and what is missing above it.
+func makeDirectories(root *os.Root, name string) error {
+	if err := root.Mkdir(name, 0o755); errors.Is(err, fs.ErrNotExist) && name != "." {
+		if err := makeDirectories(root, filepath.Dir(name)); err != nil {
+			return err
+		}
+		return makeDirectories(root, name)
+	} else if errors.Is(err, fs.ErrExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return root.Chmod(name, 0o755)
 }
 
 // copyProgram copies the file at path to where the service's program goes, over what

@@ -37,7 +37,7 @@ func TestStageService(t *testing.T) {
 		Service:     &Service{Files: os.DirFS(filepath.Join("..", "..", "kiwi-templates", "serve")), Program: program},
 		Overlay:     overlay,
 	}
-	if err := o.stage(dir); err != nil {
+	if _, err := o.stage(dir); err != nil {
 		t.Fatal(err)
 	}
 	root := filepath.Join(dir, "root")
@@ -84,7 +84,7 @@ func TestStageServiceRefuses(t *testing.T) {
 			description := fstest.MapFS{"config.xml": {Data: []byte(`<image name="a"/>`)}}
 			maps.Copy(description, c.files)
 			o := Options{Description: description, Service: &Service{Files: fstest.MapFS{}, Program: c.program}}
-			if err := o.stage(filepath.Join(t.TempDir(), "staged")); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := o.stage(filepath.Join(t.TempDir(), "staged")); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error is %v, want %q", err, c.want)
 			}
 		})

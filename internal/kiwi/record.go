@@ -1,0 +1,144 @@
+package kiwi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// Builder says which tools built an image, and what from. builder.json is its form.
+type Builder struct {
+	Image string // container image, as it was named
+	// Digest identifies the container image: the registry's digest, or the engine's
+	// ID of one that was made on this machine. "sha256:" and hex.
+	Digest string
+	Base   string `json:",omitempty"` // image that it was made on, when it was made on this machine
+	KIWI   string // version of KIWI NG
+
+	PackagesSHA256 string           // of Packages, as lines "NAME VERSION ARCHITECTURE"
+	Packages       []BuilderPackage // what is installed in the container image, sorted
+
+	Inputs Inputs
+}
+
+// BuilderPackage is a package of the builder.
+type BuilderPackage struct{ Name, Version, Architecture string }
+
+// Inputs say what an image was built from.
+type Inputs struct {
+	SourceDateEpoch   int64  // time of the image, in seconds since 1970
+	DescriptionSHA256 string // of the description: paths, permissions and contents
+	PackagesLocked    bool   // whether there was a lock
+	PackagesSHA256    string `json:",omitempty"` // of packages.lock in the output directory
+}
+
+// Bounds of what the container says of itself, in bytes and packages.
+const (
+	maxBuilderBytes    = 4 << 20
+	maxBuilderPackages = 20_000
+	maxInspectBytes    = 1 << 20
+)
+
+// baseLabel is the label with the base of a container image, as the OCI image
+// specification names it.
+const baseLabel = "org.opencontainers.image.base.name"
+
+// describe returns what the container was made of.
+func (c *container) describe(ctx context.Context) (*Builder, error) {
+	answer, err := c.engine.ask(ctx, "image", "inspect", c.image)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s about the builder image %s: %w", c.engine.name, c.image, err)
+	}
+	digest, base, err := imageDigest(answer, c.image)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s about the builder image %s: %w", c.engine.name, c.image, err)
+	}
+	output := os.DirFS(c.output)
+	version, err := readBounded(output, "builder.kiwi", maxBuilderBytes)
+	if err != nil {
+		return nil, fmt.Errorf("read the builder's version of KIWI: %w", err)
+	}
+	list, err := readBounded(output, "builder.packages", maxBuilderBytes)
+	if err != nil {
+		return nil, fmt.Errorf("read the builder's packages: %w", err)
+	}
+	packages, err := parseBuilderPackages(list)
+	if err != nil {
+		return nil, fmt.Errorf("read the builder's packages: %w", err)
+	}
+	return &Builder{
+		Image: c.image, Digest: digest, Base: base, KIWI: kiwiVersion(string(version)),
+		PackagesSHA256: sumOf(list), Packages: packages,
+	}, nil
+}
+
+// imageDigest returns the digest of an image from what the engine tells of it: the
+// registry's for the name that it was asked for, or else the engine's ID. It also
+// returns the image that it was made on, "" when it was not made here.
+func imageDigest(answer, name string) (digest, base string, err error) {
+	if len(answer) > maxInspectBytes {
+		return "", "", fmt.Errorf("the answer is larger than %d bytes", maxInspectBytes)
+	}
+	var images []struct {
+		ID          string `json:"Id"`
+		RepoDigests []string
+		Config      struct{ Labels map[string]string }
+	}
+	if err := json.Unmarshal([]byte(answer), &images); err != nil {
+		return "", "", fmt.Errorf("the answer is not as expected: %w", err)
+	}
+	if len(images) != 1 || images[0].ID == "" {
+		return "", "", fmt.Errorf("the answer has %d images", len(images))
+	}
+	base = images[0].Config.Labels[baseLabel]
+	if _, digest, ok := strings.Cut(name, "@"); ok {
+		return digest, base, nil
+	}
+	// An image that was copied from one registry to another has a digest in each.
+	if known := images[0].RepoDigests; len(known) == 1 && base == "" {
+		if _, digest, ok := strings.Cut(known[0], "@"); ok {
+			return digest, base, nil
+		}
+	}
+	// podman has no algorithm in front of it.
+	return "sha256:" + strings.TrimPrefix(images[0].ID, "sha256:"), base, nil
+}
+
+// parseBuilderPackages reads lines "NAME VERSION ARCHITECTURE".
+func parseBuilderPackages(list []byte) ([]BuilderPackage, error) {
+	packages := []BuilderPackage{}
+	for line := range bytes.Lines(list) {
+		fields := strings.Fields(string(line))
+		if len(fields) != 3 {
+			return nil, fmt.Errorf("%q does not name a package, its version and its architecture", bytes.TrimSpace(line))
+		}
+		if len(packages) == maxBuilderPackages {
+			return nil, fmt.Errorf("there are more than %d", maxBuilderPackages)
+		}
+		packages = append(packages, BuilderPackage{fields[0], fields[1], fields[2]})
+	}
+	return packages, nil
+}
+
+// kiwiVersion takes the version out of what kiwi-ng --version prints, as in
+// "KIWI (next generation) version 10.3.9".
+func kiwiVersion(text string) string {
+	fields := strings.Fields(text)
+	if len(fields) == 0 {
+		return ""
+	}
+	return fields[len(fields)-1]
+}
+
+// format writes builder.json.
+func (b *Builder) format() []byte {
+	var out bytes.Buffer
+	encoder := json.NewEncoder(&out)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	_ = encoder.Encode(b) // strings and numbers go into a buffer
+	return out.Bytes()
+}
