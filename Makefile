@@ -12,7 +12,7 @@ FUZZTIME ?= 20s
 all: build
 
 build:
-	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/attestable-image .
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -o bin/attestable-image .
 
 setup:
 	scripts/setup

@@ -60,7 +60,7 @@ files are removed.
 The same description, packages, builder and time make the same disk, byte for byte.
 The time of the image is SOURCE_DATE_EPOCH in the environment; without it that of
 the commit which the description is checked out at (with --template: the overlay);
-without a commit 2026-01-01. Identifiers are derived from the description.
+without a commit 2025-01-01. Identifiers are derived from the description.
 
 A lock has each package's version and SHA-256. The build fails when it would use
 another package, and tells the differences. It is packages.lock beside the

@@ -32,7 +32,7 @@ func has(args []string, words ...string) bool {
 }
 
 func TestContainerRights(t *testing.T) {
-	for _, name := range []string{"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "SOURCE_DATE_EPOCH"} {
+	for _, name := range []string{"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY"} {
 		t.Setenv(name, "")
 	}
 	c := testContainer(t, "docker", true)
@@ -59,7 +59,7 @@ func TestContainerRights(t *testing.T) {
 	if args[0] != "create" || args[len(args)-1] != "builder:1" {
 		t.Errorf("arguments %q", args)
 	}
-	for _, env := range []string{"SOURCE_DATE_EPOCH", "http_proxy", "SYSTEMD_RELAX_ESP_CHECKS=1"} {
+	for _, env := range []string{"http_proxy", "SYSTEMD_RELAX_ESP_CHECKS=1"} {
 		if has(args, "--env", env) {
 			t.Errorf("%s is handed on", env)
 		}
@@ -70,14 +70,20 @@ func TestContainerRights(t *testing.T) {
 }
 
 func TestContainerOptions(t *testing.T) {
-	t.Setenv("SOURCE_DATE_EPOCH", "1700000000")
 	t.Setenv("https_proxy", "http://user:secret@proxy")
 	c := testContainer(t, "podman", false)
 	c.engine.hostNetwork = true
 	c.repositories = []string{"", "/srv/a,b"}
+	c.epoch, c.seed, c.checkDates = 1700000000, "5eed", true
 	args := c.buildArgs()
 	for _, want := range [][]string{
-		{"--env", "SOURCE_DATE_EPOCH"},
+		{"--env", "SOURCE_DATE_EPOCH=1700000000"},
+		{"--env", "ATTESTABLE_IMAGE_SEED=5eed"},
+		{"--env", "CHECK_DATES=true"},
+		{"--hostname", "attestable-image"},
+		{"--mount", "type=bind,source=" + c.tools + "/identify,target=/run/attestable-image/identify,readonly"},
+		{"--mount", "type=bind,source=" + c.tools + "/du,target=/run/attestable-image/du,readonly"},
+		{"--mount", "type=bind,source=" + c.tools + "/packages,target=/run/attestable-image/packages,readonly"},
 		{"--env", "https_proxy"}, // by name: its value is not on a command line
 		{"--env", "SYSTEMD_RELAX_ESP_CHECKS=1"},
 		{"--network", "host"},

@@ -19,9 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultEpoch is the time of an image whose source has none: 2026-01-01T00:00:00Z
+// DefaultEpoch is the time of an image whose source has none: 2025-01-01T00:00:00Z
 // in seconds since 1970. It is the same in every version of this program.
-const DefaultEpoch = 1767225600
+const DefaultEpoch = 1735689600
 
 // ParseEpoch reads SOURCE_DATE_EPOCH, whole seconds since 1970 in decimal.
 // See https://reproducible-builds.org/specs/source-date-epoch/.
