@@ -127,7 +127,7 @@ func readBounded(path string, limit int64) ([]byte, error) {
 
 func newMeasureCommand(a *app) *cobra.Command {
 	var predict predictFlags
-	var format string
+	var format, builder string
 	var diskDigest bool
 	cmd := &cobra.Command{
 		Use:   "measure DISK | EFI...",
@@ -167,10 +167,15 @@ the reason.`,
 			if cmd.Flags().Changed("disk-digest") {
 				digest = diskDigest
 			}
+			tools, err := readBuilder(builder)
+			if err != nil {
+				return err
+			}
 			doc, err := a.measure(cmd.Context(), args, o, digest)
 			if err != nil {
 				return err
 			}
+			doc.Builder = tools
 			if err := setMeasurementOutputs(doc); err != nil {
 				return err
 			}
@@ -188,8 +193,25 @@ the reason.`,
 	}
 	predict.add(cmd)
 	cmd.Flags().StringVar(&format, "format", "table", "table for people, or json for programs")
+	cmd.Flags().StringVar(&builder, "builder", "", "builder.json `FILE` of the build, for the document: the tools, and what they built from")
 	cmd.Flags().BoolVar(&diskDigest, "disk-digest", false, "take the SHA-256 of the whole disk, too (default with --format json)")
 	return cmd
+}
+
+// readBuilder reads builder.json, nil when there is none to read.
+func readBuilder(path string) (*measure.BuilderInfo, error) {
+	if path == "" {
+		return nil, nil //nolint:nilnil // documented
+	}
+	content, err := os.ReadFile(path) //nolint:gosec // the caller's file
+	if err != nil {
+		return nil, usagef("read what built the disk: %w", err)
+	}
+	info, err := measure.ParseBuilder(content)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return info, nil
 }
 
 // measure makes the measurements document of a disk or of PE files.

@@ -29,6 +29,7 @@ type Document struct {
 	BootChain     []ImageInfo
 	SecureBoot    SecureBootInfo
 	Events        []EventInfo
+	Builder       *BuilderInfo `json:",omitempty"` // absent when it is not known
 }
 
 // Measurements is AWS's own form, as nitro-tpm-pcr-compute prints it.
@@ -145,6 +146,11 @@ func ParseDocument(b []byte) (*Document, error) {
 			return nil, errors.New("read measurements: Disk is not a SHA-256 digest and a size")
 		}
 		d.Disk.SHA256 = strings.ToLower(d.Disk.SHA256)
+	}
+	if d.Builder != nil {
+		if err := d.Builder.check(); err != nil {
+			return nil, fmt.Errorf("read measurements: Builder: %w", err)
+		}
 	}
 	return &d, nil
 }
