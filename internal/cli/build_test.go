@@ -2,9 +2,13 @@ package cli
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/org/attestable-image-action/internal/kiwi"
+	"github.com/org/attestable-image-action/internal/testenv"
 )
 
 func TestBuildCommandLine(t *testing.T) {
@@ -17,6 +21,13 @@ func TestBuildCommandLine(t *testing.T) {
 	broken := t.TempDir()
 	if err := os.WriteFile(filepath.Join(broken, "config.xml"), []byte("<image name="), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	locked := t.TempDir()
+	lock := filepath.Join(locked, "packages.lock")
+	for path, content := range map[string]string{filepath.Join(locked, "config.xml"): `<image name="a"/>`, lock: "x86_64 bash\n"} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, tc := range []struct {
 		name   string
@@ -39,6 +50,11 @@ func TestBuildCommandLine(t *testing.T) {
 		{"name", []string{"--template", "debian", "--name", "a b", "--output", output}, 2, `"a b" cannot be an image's name`},
 		{"version", []string{"--template", "debian", "--version", "v1", "--output", output}, 2, "write major.minor.patch"},
 		{"package source", []string{"--template", "debian", "--package-source", "debian", "--output", output}, 2, `package source "debian" is neither`},
+		{"no such lock", []string{"--template", "debian", "--lock", "/nonexistent", "--output", output}, 2, "there is no such file: make it with --update-lock"},
+		{"no lock", []string{"--template", "debian", "--lock", lock, "--output", output}, 2, "line 1: it does not name a package"},
+		{"lock of a description", []string{"--description", locked, "--output", output}, 2, "read the lock packages.lock of " + locked + ": line 1"},
+		{"lock of another architecture", []string{"--template", "debian", "--lock", "/dev/null", "--output", output}, 1, "/dev/null has no packages for an image for "},
+		{"nowhere to write a lock", []string{"--template", "debian", "--update-lock", "--output", output}, 2, "name it with --lock"},
 		{"foreign output", []string{"--template", "debian", "--output", empty}, 1, "has files that no build made (file)"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -50,5 +66,73 @@ func TestBuildCommandLine(t *testing.T) {
 				t.Errorf("stdout %q", stdout)
 			}
 		})
+	}
+}
+
+// TestUpdateLock renews the packages of one architecture, and leaves the other's.
+func TestUpdateLock(t *testing.T) {
+	const sum = "15c2030e0fb46580af4f1b4cc303f4bd26da781b004e99763bc9eff7cf8e19b8"
+	path := filepath.Join(t.TempDir(), "packages.lock")
+	used := kiwi.Lock{"x86_64": {{Name: "bash", Version: "5.3", Architecture: "amd64", SHA256: sum}}}
+	if err := updateLock(path, used); err != nil {
+		t.Fatal(err)
+	}
+	old := "x86_64 zstd 1.5 amd64 " + sum + "\naarch64 bash 5.2 arm64 " + sum + "\n"
+	if err := os.WriteFile(path, []byte(old), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := updateLock(path, used); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(path)
+	if want := "aarch64 bash 5.2 arm64 " + sum + "\nx86_64 bash 5.3 amd64 " + sum + "\n"; err != nil || !strings.HasSuffix(string(content), "\n"+want) {
+		t.Errorf("the lock is %q (%v), want %q at its end", content, err, want)
+	}
+	if err := updateLock(path, nil); err == nil || !strings.Contains(err.Error(), "cannot be locked") {
+		t.Errorf("with unknown packages: %v", err)
+	}
+	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := updateLock(path, used); err == nil || !strings.Contains(err.Error(), "read the lock") {
+		t.Errorf("over something else: %v", err)
+	}
+}
+
+// TestBuildTime asks where an image's time comes from.
+func TestBuildTime(t *testing.T) {
+	plain, tree := t.TempDir(), t.TempDir()
+	t.Setenv("GIT_CEILING_DIRECTORIES", filepath.Dir(plain)+":"+filepath.Dir(tree))
+	for _, args := range [][]string{{"init", "--quiet"}, {"-c", "user.name=x", "-c", "user.email=x@localhost", "-c", "commit.gpgsign=false", "commit", "--quiet", "--allow-empty", "-m", "x"}} {
+		cmd := exec.Command(testenv.Tool(t, "git"), append([]string{"-C", tree}, args...)...)
+		cmd.Env = append(os.Environ(), "GIT_COMMITTER_DATE=1764000000 +0000")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("git %q: %v\n%s", args, err, out)
+		}
+	}
+	for _, tc := range []struct {
+		name, variable string
+		flags          buildFlags
+		want           int64
+		told           string
+	}{
+		{"variable", "1700000000", buildFlags{description: tree}, 1700000000, "SOURCE_DATE_EPOCH"},
+		{"description", "", buildFlags{description: tree, overlay: plain}, 1764000000, "the commit of " + tree},
+		{"overlay", "", buildFlags{template: "debian", overlay: tree}, 1764000000, "the commit of " + tree},
+		{"overlay of a description", "", buildFlags{description: plain, overlay: tree}, kiwi.DefaultEpoch, "the source has no commit"},
+		{"template", "", buildFlags{template: "debian"}, kiwi.DefaultEpoch, "the default for a template"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Setenv("SOURCE_DATE_EPOCH", tc.variable)
+			var o kiwi.Options
+			told, err := tc.flags.source(t.Context(), &o)
+			if err != nil || o.Epoch != tc.want || !strings.Contains(told, tc.told) {
+				t.Errorf("the time is %d, %q (%v)", o.Epoch, told, err)
+			}
+		})
+	}
+	t.Setenv("SOURCE_DATE_EPOCH", "yesterday")
+	if _, err := (buildFlags{template: "debian"}).source(t.Context(), new(kiwi.Options)); err == nil {
+		t.Error("a time that is none is taken")
 	}
 }

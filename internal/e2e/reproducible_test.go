@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -55,6 +56,33 @@ func TestReproducible(t *testing.T) {
 	}
 	if one.KIWI == "" || len(one.Packages) < 50 {
 		t.Errorf("builder.json has KIWI %q and %d packages", one.KIWI, len(one.Packages))
+	}
+}
+
+// TestLockRefuses builds with a lock in which a package has another digest.
+func TestLockRefuses(t *testing.T) {
+	locked, err := os.ReadFile(filepath.Join(filepath.Dir(testenv.DebianDisk(t)), kiwi.LockName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	edited := regexp.MustCompile(`(?m)^(\S+ bash \S+ \S+) [0-9a-f]{8}`).ReplaceAll(locked, []byte("$1 00000000"))
+	if bytes.Equal(edited, locked) {
+		t.Fatalf("the lock has no bash:\n%s", locked)
+	}
+	lock := filepath.Join(t.TempDir(), "my.lock")
+	if err := os.WriteFile(lock, edited, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	output := filepath.Join(t.TempDir(), "output")
+	build := exec.CommandContext(t.Context(), command(t), "build", "--quiet", "--template", "debian",
+		"--package-source", os.Getenv("ATTESTABLE_IMAGE_PACKAGE_SOURCE"), "--lock", lock, "--output", output)
+	out, err := build.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "the packages are not those of "+lock+": ") ||
+		!regexp.MustCompile(`bash \S+ \(\S+\) has other bytes: SHA-256 [0-9a-f]{64}, locked 00000000[0-9a-f]{56}`).Match(out) {
+		t.Errorf("a package with other bytes: %v\n%s", err, out)
+	}
+	if disks, err := filepath.Glob(filepath.Join(output, "*.raw")); err != nil || len(disks) > 0 {
+		t.Errorf("there are disks: %q (%v)", disks, err)
 	}
 }
 

@@ -163,7 +163,7 @@ type PackageChange struct {
 // String tells a change in half a sentence.
 func (c PackageChange) String() string {
 	versions := func(packages []Package) string {
-		var list []string
+		list := make([]string, 0, len(packages))
 		for _, p := range packages {
 			list = append(list, p.Version+" ("+p.Architecture+")")
 		}
@@ -183,7 +183,7 @@ func (c PackageChange) String() string {
 }
 
 func sums(packages []Package) string {
-	var list []string
+	list := make([]string, 0, len(packages))
 	for _, p := range packages {
 		list = append(list, p.SHA256)
 	}

@@ -15,8 +15,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/org/attestable-image-action/internal/lazyregexp"
 	"golang.org/x/sys/unix"
+
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
 // DefaultEpoch is the time of an image whose source has none: 2025-01-01T00:00:00Z
