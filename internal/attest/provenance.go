@@ -50,7 +50,8 @@ type gitHubParameters struct {
 }
 
 type resourceDescriptor struct {
-	URI    string            `json:"uri"`
+	Name   string            `json:"name,omitempty"`
+	URI    string            `json:"uri,omitempty"`
 	Digest map[string]string `json:"digest"`
 }
 
@@ -100,6 +101,30 @@ func LocalProvenance() ([]byte, error) {
 		BuildDefinition: buildDefinition{BuildType: BuildTypeLocal},
 		RunDetails:      runDetails{Builder: builder{ID: LocalIdentity}},
 	})
+}
+
+// Dependency is something that an artifact was built with or from.
+type Dependency struct {
+	Name   string // what it is to the build
+	URI    string // where it is, "" when it is nowhere
+	SHA256 string // lower-case hex
+}
+
+// AddDependencies returns a provenance predicate with more of resolvedDependencies,
+// behind those that it has: the first one is the source, as GitHub has it.
+func AddDependencies(predicate []byte, dependencies []Dependency) ([]byte, error) {
+	if len(dependencies) == 0 {
+		return predicate, nil
+	}
+	var p provenance
+	if err := json.Unmarshal(predicate, &p); err != nil {
+		return nil, fmt.Errorf("read the provenance: %w", err)
+	}
+	for _, d := range dependencies {
+		p.BuildDefinition.ResolvedDependencies = append(p.BuildDefinition.ResolvedDependencies,
+			resourceDescriptor{Name: d.Name, URI: d.URI, Digest: map[string]string{"sha256": d.SHA256}})
+	}
+	return json.Marshal(p)
 }
 
 // difference is one thing of which two sources say different things.

@@ -43,6 +43,29 @@ func TestProvenanceStatement(t *testing.T) {
 	compareGolden(t, "provenance.golden.json", s)
 }
 
+// TestDependencies adds what an image was built with, and leaves all else as it was.
+func TestDependencies(t *testing.T) {
+	predicate, err := testClaims().Provenance("https://github.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	same, err := AddDependencies(predicate, nil)
+	if err != nil || !bytes.Equal(same, predicate) {
+		t.Errorf("with nothing more it is %s (%v)", same, err)
+	}
+	more, err := AddDependencies(predicate, []Dependency{{Name: "builder", URI: "oci://ghcr.io/octo-org/builder", SHA256: testDigest}, {Name: "packages", SHA256: testDigest}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	added := `,{"name":"builder","uri":"oci://ghcr.io/octo-org/builder","digest":{"sha256":"` + testDigest + `"}},{"name":"packages","digest":{"sha256":"` + testDigest + `"}}`
+	if !bytes.Contains(more, []byte(added)) || !bytes.Equal(bytes.Replace(more, []byte(added), nil, 1), predicate) {
+		t.Errorf("it is %s, without more %s", more, predicate)
+	}
+	if _, err := AddDependencies([]byte("x"), []Dependency{{}}); err == nil {
+		t.Error("what is no provenance is taken")
+	}
+}
+
 func TestMeasurementsStatement(t *testing.T) {
 	s, err := NewStatement("ghcr.io/octo-org/image", testDigest, PredicateMeasurements,
 		[]byte("{\n  \"Measurements\": {\"HashAlgorithm\": \"SHA384\", \"PCR4\": \"00\"},\n  \"Size\": 12345678901234567890\n}\n"))

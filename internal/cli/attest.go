@@ -163,7 +163,12 @@ func (a *app) attest(ctx context.Context, f attestFlags, reference string) error
 	if err != nil {
 		return err
 	}
-	if err := checkBeforeAttesting(image, measurements); err != nil {
+	doc, err := checkBeforeAttesting(image, measurements)
+	if err != nil {
+		return err
+	}
+	provenance, err := attest.AddDependencies(job.provenance, dependencies(doc.Builder))
+	if err != nil {
 		return err
 	}
 	if err := checkSBOMs(sboms, measurements); err != nil {
@@ -174,7 +179,7 @@ func (a *app) attest(ctx context.Context, f attestFlags, reference string) error
 		subject = image.Name
 	}
 	attestations := []*attestation{
-		{predicateType: attest.PredicateProvenance, predicate: job.provenance},
+		{predicateType: attest.PredicateProvenance, predicate: provenance},
 		{predicateType: attest.PredicateMeasurements, predicate: measurements},
 	}
 	attestations = append(attestations, sbomAttestations(sboms)...)
@@ -242,18 +247,35 @@ func readAudit(path string) ([]byte, error) {
 }
 
 // checkBeforeAttesting refuses to put a signature under a contradiction.
-func checkBeforeAttesting(image *artifact.Artifact, measurements []byte) error {
+func checkBeforeAttesting(image *artifact.Artifact, measurements []byte) (*measure.Document, error) {
 	doc, err := measure.ParseDocument(measurements)
 	if err != nil {
-		return fmt.Errorf("attest %s: %w", image.Reference, err)
+		return nil, fmt.Errorf("attest %s: %w", image.Reference, err)
 	}
 	for _, n := range annotatedPCRs {
 		name := "pcr" + strconv.Itoa(n)
 		if annotated := image.Manifest.Annotations[name]; annotated != doc.PCR(n) {
-			return fmt.Errorf("attest %s: the manifest's annotation %s is %q and the measurements say %q: push the artifact again", image.Reference, name, annotated, doc.PCR(n))
+			return nil, fmt.Errorf("attest %s: the manifest's annotation %s is %q and the measurements say %q: push the artifact again", image.Reference, name, annotated, doc.PCR(n))
 		}
 	}
-	return nil
+	return doc, nil
+}
+
+// dependencies are what the disk was built with and from, for the provenance, beside
+// the source.
+func dependencies(b *measure.BuilderInfo) []attest.Dependency {
+	if b == nil {
+		return nil
+	}
+	list := []attest.Dependency{
+		{Name: "builder", URI: "oci://" + b.Image, SHA256: strings.TrimPrefix(b.Digest, "sha256:")},
+		{Name: "builder packages", SHA256: b.PackagesSHA256},
+		{Name: "description", SHA256: b.Inputs.DescriptionSHA256},
+	}
+	if b.Inputs.PackagesSHA256 != "" {
+		list = append(list, attest.Dependency{Name: "packages", SHA256: b.Inputs.PackagesSHA256})
+	}
+	return list
 }
 
 // job is who attests, and where the attestations go.

@@ -79,7 +79,7 @@ func TestEditRpm(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			edited, err := (&Options{PackageSources: sources}).edit([]byte(config))
+			edited, err := (&Options{PackageSources: sources}).edit([]byte(config), sources)
 			if err != nil || !strings.Contains(string(edited), tc.want) || strings.Count(string(edited), "<repository") != 1 {
 				t.Errorf("the description is %s (%v), want %s", edited, err, tc.want)
 			}

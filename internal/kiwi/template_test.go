@@ -88,7 +88,7 @@ func checkByKIWI(t *testing.T, architecture string, descriptions map[string]Opti
 	}
 	for name, o := range descriptions {
 		o.Source, o.Embedded = name, true
-		if err := o.stage(filepath.Join(dir, name)); err != nil {
+		if _, err := o.stage(filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
 		args = append(args, "/descriptions/"+name)
