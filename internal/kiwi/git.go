@@ -50,10 +50,17 @@ func ReadCheckout(ctx context.Context, dir string) (*Checkout, error) {
 		}
 		return out, nil
 	}
-	if _, err := git("rev-parse", "--verify", "--quiet", "HEAD"); err != nil {
-		if strings.Contains(err.Error(), "dubious ownership") {
+	if _, err := git("rev-parse", "--show-toplevel"); err != nil {
+		switch text := err.Error(); {
+		case strings.Contains(text, "not a git repository (or any"):
+			return nil, nil //nolint:nilnil // documented
+		case strings.Contains(text, "dubious ownership"):
 			return nil, fmt.Errorf("ask git for the commit of %s: %w: make the work tree this user's own, or name it with git config --global --add safe.directory", dir, err)
+		default:
+			return nil, fmt.Errorf("ask git for the commit of %s: %w", dir, err)
 		}
+	}
+	if _, err := git("rev-parse", "--verify", "--quiet", "HEAD"); err != nil && ctx.Err() == nil {
 		return nil, nil //nolint:nilnil // documented
 	}
 	out, err := git("log", "-1", "--format=%ct", "HEAD")

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/org/attestable-image-action/internal/kiwi"
@@ -69,5 +70,12 @@ func TestReadCheckout(t *testing.T) {
 	}
 	if !maps.Equal(checkout.Tracked, want) {
 		t.Errorf("tracked is %v, want %v", checkout.Tracked, want)
+	}
+	if err := os.Rename(filepath.Join(dir, ".git"), filepath.Join(dir, "moved")); err != nil {
+		t.Fatal(err)
+	}
+	write(filepath.Join(dir, ".git"), "gitdir: /nonexistent\n")
+	if checkout, err := kiwi.ReadCheckout(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "not a git repository: /nonexistent") {
+		t.Errorf("a broken work tree: %v (%v)", checkout, err)
 	}
 }
