@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -72,7 +73,7 @@ func checkByKIWI(t *testing.T, architecture string, descriptions map[string]Opti
 		t.Fatal(err)
 	}
 	debian := os.DirFS(filepath.Join("..", "..", "kiwi-templates", "debian"))
-	image, err := (&Options{Description: debian, PackageSources: sources}).builderImage(t.Context(), e)
+	image, err := (&Options{Description: debian, PackageSources: sources, Log: io.Discard}).builderImage(t.Context(), e)
 	if err != nil {
 		t.Fatal(err)
 	}
