@@ -165,8 +165,9 @@ func TestAction(t *testing.T) {
 			}
 			ghVerify(t, stack, run, "oci://"+a.reference, predicateType, nil, "--bundle", a.bundleFile(t, predicateType)).accepts(t)
 			cosignVerify(t, stack, run, a.reference, predicateType).accepts(t)
-			// As README has it: the statement that verified is the one to read.
-			printed := ghVerify(t, stack, run, "oci://"+a.reference, predicateType, nil, "--bundle", a.bundleFile(t, predicateType),
+			// As README has it: the statement that verified is the one to read. Without a
+			// terminal gh prints nothing else.
+			printed := ghVerify(t, stack, run, "oci://"+a.reference, predicateType, []string{"GH_FORCE_TTY="}, "--bundle", a.bundleFile(t, predicateType),
 				"--format", "json", "--jq", ".[0].verificationResult.statement.predicate")
 			var want, got any
 			if err := errors.Join(printed.err, json.Unmarshal(content, &want), json.Unmarshal([]byte(printed.output), &got)); err != nil || !reflect.DeepEqual(want, got) {
