@@ -119,7 +119,7 @@ func (a *attester) job(t *testing.T, r *attestedRegistry, workflow testenv.Run, 
 		front := faults.Front(t, service, testenv.Forward(u.Scheme+"://"+u.Host))
 		config = bytes.ReplaceAll(config, []byte(u.Scheme+"://"+u.Host), []byte(front))
 	}
-	if rekor := a.stack.RekorV1URL; rekor != "" && workflow.RunAttempt == "1" { // every other pair of runs
+	if rekor := a.stack.RekorV1URL; rekor != "" && workflow.RunAttempt == "1" { // every other four runs
 		front := faults.Front(t, "Rekor v1", testenv.Forward(rekor))
 		config = regexp.MustCompile(`"url": "[^"]*",\s*"majorApiVersion": 2`).ReplaceAll(config, []byte(`"url": "`+front+`", "majorApiVersion": 1`))
 	}
@@ -218,7 +218,7 @@ func TestAttestFaults(t *testing.T) {
 				}
 				faults := testenv.NewFaults(t, uint64(n), 0.2, kinds...)
 				workflow := testenv.DefaultRun
-				workflow.RunID, workflow.RunAttempt = strconv.Itoa(1000+n), strconv.Itoa(1+n/2%2)
+				workflow.RunID, workflow.RunAttempt = strconv.Itoa(1000+n), strconv.Itoa(1+n/4%2)
 				env, flags, host := a.job(t, r, workflow, faults)
 				args := slices.Concat([]string{"attest", "--quiet"}, flags, []string{host + "/octo-org/image@" + digest.String()})
 				first := run(t, env, command(t), args...)
