@@ -67,6 +67,10 @@ func (l *testLog) trusted() map[string]*root.TransparencyLog {
 }
 
 func (l *testLog) answer(t *testing.T, w http.ResponseWriter, r *http.Request) {
+	if l.status == http.StatusOK {
+		_, _ = w.Write([]byte("<html>Welcome</html>"))
+		return
+	}
 	if l.status != 0 {
 		http.Error(w, `{"code":1,"message":"the log is full"}`, l.status)
 		return

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
 	"strings"
@@ -96,8 +97,16 @@ type refusals struct{ base http.RoundTripper }
 
 func (t refusals) RoundTrip(request *http.Request) (*http.Response, error) {
 	response, err := t.base.RoundTrip(request)
-	if err != nil || response.StatusCode < 300 || response.StatusCode == http.StatusConflict {
+	if err != nil || response.StatusCode == http.StatusConflict {
 		return response, err
+	}
+	if response.StatusCode < 300 {
+		contentType := response.Header.Get("Content-Type")
+		if media, _, err := mime.ParseMediaType(contentType); err == nil && media == "application/json" {
+			return response, nil
+		}
+		_ = response.Body.Close()
+		return nil, fmt.Errorf("it answered %s with %q, and not with JSON: a proxy may stand before it", response.Status, contentType)
 	}
 	defer response.Body.Close()
 	return nil, retry.NewStatusError(response)

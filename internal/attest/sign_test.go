@@ -70,6 +70,7 @@ func TestRekorV1(t *testing.T) {
 		"another time":      {change: spoil(func(e *models.LogEntryAnon) { *e.IntegratedTime++ }), want: "the new bundle does not verify, so it is stored nowhere"},
 		"refused":           {status: 400, want: "the log is full"},
 		"down":              {status: 503, want: "503 Service Unavailable: {\"code\":1,\"message\":\"the log is full\"} (after 4 attempts)"},
+		"another program":   {status: 200, want: `it answered 200 OK with "text/html; charset=utf-8", and not with JSON`},
 		"conflict, no name": {status: 409, want: "add an entry to the log"},
 	} {
 		t.Run(name, func(t *testing.T) {
