@@ -193,7 +193,8 @@ func (l logV2) Add(ctx context.Context, entry any) (*protorekor.TransparencyLogE
 	}
 	added := new(protorekor.TransparencyLogEntry)
 	if err := protojson.Unmarshal(body, added); err != nil {
-		return nil, fmt.Errorf("read the log's answer: %w", err)
+		// The decoder quotes what it stumbled over, which may be all of it.
+		return nil, fmt.Errorf("read the log's answer: %.300s", err.Error())
 	}
 	return added, nil
 }
