@@ -265,6 +265,9 @@ func TestAttestFaults(t *testing.T) {
 	}
 }
 
+// identityToken is a JWT's header and the beginning of its claims.
+var identityToken = regexp.MustCompile(`eyJ[A-Za-z0-9_-]+\.eyJ`)
+
 // failsCleanly demands one sentence, and no secret.
 func (a *attester) failsCleanly(t *testing.T, o outcome) {
 	t.Helper()
@@ -278,7 +281,7 @@ func (a *attester) failsCleanly(t *testing.T, o outcome) {
 	if sentences != 1 || strings.Contains(o.output, "panic") || strings.Contains(o.output, "goroutine ") {
 		t.Errorf("it does not end with one sentence:\n%s", o.output)
 	}
-	if strings.Contains(o.output, a.stack.GitHub.Token) || strings.Contains(o.output, "eyJ") {
+	if strings.Contains(o.output, a.stack.GitHub.Token) || identityToken.MatchString(o.output) {
 		t.Errorf("it shows a token:\n%s", o.output)
 	}
 	if strings.Contains(o.output, "<html") && len(o.output) > 3000 {
