@@ -1,6 +1,6 @@
 // Package retry is an http.RoundTripper that tries again what may work the
 // next time: a connection that failed (but not a name that does not exist), and
-// the answers 408, 429 and 5xx, and 403 where it says when to come back. It is
+// the answers 408, 429, 499 and 5xx, and 403 where it says when to come back. It is
 // bounded in attempts and in time altogether, obeys Retry-After, ends with the
 // context, and when it gives up its error says what the server really answered.
 //
@@ -273,12 +273,16 @@ func attempted(err error, attempts int) error {
 	return fmt.Errorf("%w (after %d attempts)", err, attempts)
 }
 
+// clientClosed is the status for a client that went away. A Rekor v2 gives it to
+// all who wait for the next checkpoint when one of them does.
+const clientClosed = 499
+
 // again reports whether an answer may be another one the next time. GitHub
 // answers 403 with Retry-After, or with the time at which its limit starts anew,
 // where others answer 429 ("Rate limits for the REST API").
 func again(response *http.Response) bool {
 	switch response.StatusCode {
-	case http.StatusRequestTimeout, http.StatusTooManyRequests:
+	case http.StatusRequestTimeout, http.StatusTooManyRequests, clientClosed:
 		return true
 	case http.StatusForbidden:
 		return response.Header.Get("Retry-After") != "" || limited(response)

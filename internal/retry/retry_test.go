@@ -44,6 +44,7 @@ func TestRoundTrip(t *testing.T) {
 	}{
 		{name: "good at once", statuses: []int{200}, calls: 1, status: 200},
 		{name: "good later", statuses: []int{500, 429, 408, 201}, calls: 4, status: 201},
+		{name: "good after somebody else left", statuses: []int{499, 201}, calls: 2, status: 201},
 		{name: "connection broken once", statuses: []int{0, 200}, calls: 2, status: 200},
 		{name: "connection broken", statuses: []int{0}, calls: 4, err: "EOF (after 4 attempts)"},
 		{name: "unavailable", statuses: []int{503}, calls: 4, err: "/path: 503 Service Unavailable: body with lines (after 4 attempts)"},
