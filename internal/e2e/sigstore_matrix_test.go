@@ -364,9 +364,9 @@ func (tab *table) String() string {
 		}
 		b.WriteString("\n")
 	}
-	b.WriteString("\n– means that the deployment has nothing of the kind.\n")
+	b.WriteString("\n– means that the deployment has nothing of the kind.\n\n")
 	for i, note := range tab.notes {
-		fmt.Fprintf(&b, "[%d] %s.\n", i+1, note)
+		fmt.Fprintf(&b, "- [%d] %s.\n", i+1, note)
 	}
 	return b.String()
 }
