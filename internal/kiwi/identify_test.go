@@ -87,7 +87,7 @@ func TestIdentify(t *testing.T) {
 // TestForget makes a root file system of a directory with records of an installation.
 func TestForget(t *testing.T) {
 	root := t.TempDir()
-	for _, name := range []string{"etc/motd", "var/cache/ldconfig/aux-cache", "var/log/dpkg.log", "var/log/apt/term.log", "var/log/lastlog", "var/lib/systemd/random-seed"} {
+	for _, name := range []string{"etc/motd", "var/cache/ldconfig/aux-cache", "var/log/dpkg.log", "var/log/apt/term.log", "var/log/lastlog", "var/lib/systemd/random-seed", "dev/null"} {
 		write(t, filepath.Join(root, name), "x")
 	}
 	standIn(t, "identify", "mkfs.erofs", "5eed", "file", root)
@@ -98,8 +98,11 @@ func TestForget(t *testing.T) {
 		}
 		return err
 	})
-	if got := strings.Join(left, " "); err != nil || got != "etc/motd var/log/lastlog" {
+	if got := strings.Join(left, " "); err != nil || got != "dev/null etc/motd var/log/lastlog" {
 		t.Errorf("there is %q (%v)", got, err)
+	}
+	if info, err := os.Stat(filepath.Join(root, "dev/null")); err != nil || info.Size() != 0 {
+		t.Errorf("what was thrown away is kept: %v (%v)", info, err)
 	}
 }
 
