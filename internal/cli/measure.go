@@ -203,7 +203,7 @@ func readBuilder(path string) (*measure.BuilderInfo, error) {
 	if path == "" {
 		return nil, nil //nolint:nilnil // documented
 	}
-	content, err := os.ReadFile(path) //nolint:gosec // the caller's file
+	content, err := readBounded(path, maxMeasurements)
 	if err != nil {
 		return nil, usagef("read what built the disk: %w", err)
 	}

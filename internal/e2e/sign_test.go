@@ -138,6 +138,15 @@ func TestActionSigns(t *testing.T) {
 		"inputs.secure-boot-key":         key,
 		"inputs.secure-boot-cert":        certificate,
 	}}
+	builder := `{"Image": "builder", "Digest": "sha256:` + strings.Repeat("0", 64) + `", "KIWI": "10.3.9", "PackagesSHA256": "` + strings.Repeat("1", 64) +
+		`", "Packages": [], "Inputs": {"SourceDateEpoch": 1, "DescriptionSHA256": "` + strings.Repeat("2", 64) + `", "PackagesLocked": false}}`
+	err := os.Mkdir(filepath.Join(work, "image"), 0o755)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(work, "image", "builder.json"), []byte(builder), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.run(t, "sign").accepts(t)
 	s.run(t, "measure").accepts(t)
 	raw, err := os.ReadFile(filepath.Join(work, "measurements.json"))
