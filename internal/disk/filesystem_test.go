@@ -143,6 +143,7 @@ func compareTree(t testing.TB, root string, f *Filesystem, faithful bool) int {
 		}
 		if name != "lost+found" {
 			seen[name] = true
+			compareContent(t, f, filepath.Join(root, name), info)
 		}
 		return nil
 	})
@@ -185,6 +186,32 @@ func compareTree(t testing.TB, root string, f *Filesystem, faithful bool) int {
 		t.Errorf("%s is in the file system only", name)
 	}
 	return count
+}
+
+// compareContent compares what a walk gives of a file.
+func compareContent(t testing.TB, f *Filesystem, path string, info fs.FileInfo) {
+	t.Helper()
+	r, err := f.Content(info)
+	var want []byte
+	switch mode := info.Mode(); {
+	case mode.IsRegular():
+		want, _ = os.ReadFile(path) // compareFile says that it is missing
+	case mode.Type() == fs.ModeSymlink:
+		target, _ := os.Readlink(path)
+		want = []byte(target)
+	default:
+		if err == nil {
+			t.Errorf("%s, of type %v, has content", path, mode.Type())
+		}
+		return
+	}
+	var got []byte
+	if err == nil {
+		got, err = io.ReadAll(r)
+	}
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("content of %s: %d bytes, %v; want %d others", path, len(got), err, len(want))
+	}
 }
 
 func compareFile(t testing.TB, f *Filesystem, path, name string, want, got fs.FileInfo) {

@@ -1,8 +1,10 @@
 package disk
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path"
 )
@@ -63,4 +65,25 @@ func (w *walk) directory(name string, node *inode) error {
 		}
 	}
 	return nil
+}
+
+// Content returns a reader over the content of a regular file, or over the
+// target of a symbolic link, that Walk came to. No path is looked up again, so that
+// reading every file of a large directory stays cheap.
+func (f *Filesystem) Content(info fs.FileInfo) (io.Reader, error) {
+	i, ok := info.(fileInfo)
+	if !ok {
+		return nil, fmt.Errorf("read %q: it was not found in this file system", info.Name())
+	}
+	if mode := i.node.mode; !mode.IsRegular() && mode.Type() != fs.ModeSymlink {
+		return nil, fmt.Errorf("read %q: a file of type %v has no content", info.Name(), mode.Type())
+	}
+	if i.node.size == 0 {
+		return bytes.NewReader(nil), nil
+	}
+	content, err := f.tree.content(i.node)
+	if err != nil {
+		return nil, fmt.Errorf("read %q: %w", info.Name(), err)
+	}
+	return io.NewSectionReader(content, 0, i.node.size), nil
 }
