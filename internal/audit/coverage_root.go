@@ -12,6 +12,7 @@ import (
 
 	"github.com/org/attestable-image-action/internal/disk"
 	"github.com/org/attestable-image-action/internal/efi"
+	"github.com/org/attestable-image-action/internal/measure"
 )
 
 // verityTarget is a root hash that a unified kernel image brings, and how the
@@ -151,27 +152,78 @@ func (v *verityTarget) open(d *disk.Disk, p *disk.Partition, offset int64) (*dis
 
 // root finds the partition whose tree leads to a root hash, and recomputes that.
 func (c *coverage) root(ctx context.Context, target *verityTarget) error {
-	offset, err := target.number("hash-offset", 0)
+	v, p, offset, err := target.find(c.disk, c.gpt)
 	if err != nil {
 		return err
 	}
-	for i := range c.gpt.Partitions {
-		p := &c.gpt.Partitions[i]
+	return c.tree(ctx, v, target, p, offset)
+}
+
+// find finds the partition whose tree leads to the root hash, as far as the
+// topmost block of the tree tells.
+func (v *verityTarget) find(d *disk.Disk, gpt *disk.GPT) (*disk.Verity, *disk.Partition, int64, error) {
+	offset, err := v.number("hash-offset", 0)
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	for i := range gpt.Partitions {
+		p := &gpt.Partitions[i]
 		if offset > p.Size {
 			continue
 		}
-		v, err := target.open(c.disk, p, offset)
+		tree, err := v.open(d, p, offset)
 		if err != nil {
 			continue // this partition has no tree there
 		}
-		if leads, err := v.Leads(target.root); err != nil {
-			return err
+		if leads, err := tree.Leads(v.root); err != nil {
+			return nil, nil, 0, err
 		} else if !leads {
 			continue
 		}
-		return c.tree(ctx, v, target, p, offset)
+		return tree, p, offset, nil
 	}
-	return fmt.Errorf("%w: no partition has one at offset %d that leads to the root hash %x of %s", errNoTree, offset, target.root, target.from)
+	return nil, nil, 0, fmt.Errorf("%w: no partition has one at offset %d that leads to the root hash %x of %s", errNoTree, offset, v.root, v.from)
+}
+
+// RootVerity is how dm-verity guards the root file system.
+type RootVerity struct {
+	*disk.Verity
+
+	RootHash      []byte
+	From          string // where the root hash stands, for people
+	HashPartition int    // number of the partition with the tree
+	HashOffset    int64  // bytes from the start of that partition
+}
+
+// FindRootVerity finds the hash tree that the unified kernel image names, without
+// checking a block of the data against it. It is nil when none is named.
+func FindRootVerity(d *disk.Disk, chain *measure.BootChain) (*RootVerity, error) {
+	var kernel *efi.Image
+	for _, f := range chain.Files {
+		if f.Addon {
+			continue
+		}
+		var err error
+		if kernel, err = efi.ParseImage(f.File, f.File.Size()); err != nil {
+			return nil, fmt.Errorf("find the hash tree of the root file system: %s: %w", f.Path, err)
+		}
+	}
+	if kernel == nil {
+		return nil, nil
+	}
+	target, err := findVerityTarget(kernel, chain.CommandLine)
+	if target == nil || err != nil {
+		return nil, err
+	}
+	gpt, err := d.GPT()
+	if err != nil {
+		return nil, err
+	}
+	v, p, offset, err := target.find(d, gpt)
+	if err != nil {
+		return nil, err
+	}
+	return &RootVerity{v, target.root, target.from, p.Number, offset}, nil
 }
 
 // tree recomputes a tree that leads to the expected root hash over the

@@ -3,9 +3,11 @@ package audit
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"hash/crc32"
 	"io"
 	"io/fs"
@@ -13,10 +15,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/xi2/xz"
+	"golang.org/x/sys/unix"
 )
 
 // initrd is what an initial RAM file system holds: cpio archives in the newc
@@ -45,26 +49,72 @@ const (
 
 var errInitrdTooLong = fmt.Errorf("it is longer than %d bytes when unpacked", int64(initrdMaxDecoded))
 
+// InitrdFile is a file of an initrd as its cpio archive describes it.
+type InitrdFile struct {
+	Mode     uint32 // as in stat(2), the type included
+	UID, GID uint32
+	ModTime  time.Time
+	Device   uint64 // of a device, as Linux's makedev(3) encodes it
+	Size     int64  // bytes
+	SHA256   [sha256.Size]byte
+}
+
+// InitrdFiles lists the files of an initrd of size bytes by their paths, without a
+// leading slash. A file that is in several archives is the last one's; the content
+// of hard links is that of the last of them, and the others are empty.
+func InitrdFiles(r io.ReaderAt, size int64) (map[string]InitrdFile, error) {
+	rd := &initrdReader{listed: map[string]InitrdFile{}}
+	if err := rd.read(r, size); err != nil {
+		return nil, err
+	}
+	return rd.listed, nil
+}
+
+// cpioDetails reads the numbers of a cpio header that only a listing has.
+func cpioDetails(field func(int) (int64, error)) (InitrdFile, error) {
+	var values [5]int64
+	for i, n := range []int{2, 3, 5, 9, 10} {
+		var err error
+		if values[i], err = field(n); err != nil {
+			return InitrdFile{}, err
+		}
+	}
+	return InitrdFile{
+		UID: uint32(values[0]), GID: uint32(values[1]), ModTime: time.Unix(values[2], 0).UTC(),
+		Device: unix.Mkdev(uint32(values[3]), uint32(values[4])),
+	}, nil
+}
+
 // readInitrd reads an initrd of size bytes.
 func readInitrd(r io.ReaderAt, size int64) (*initrd, error) {
-	rd := &initrdReader{initrd: initrd{files: map[string]initrdFile{}}, left: initrdMaxDecoded}
+	rd := new(initrdReader)
+	if err := rd.read(r, size); err != nil {
+		return nil, err
+	}
+	return &rd.initrd, nil
+}
+
+func (rd *initrdReader) read(r io.ReaderAt, size int64) error {
+	rd.files, rd.left = map[string]initrdFile{}, initrdMaxDecoded
 	for off := int64(0); off < size; {
 		next, err := rd.member(r, off, size)
 		if err != nil {
-			return nil, fmt.Errorf("read initrd at byte %d: %w", off, err)
+			return fmt.Errorf("read initrd at byte %d: %w", off, err)
 		}
 		off = next
 	}
 	if len(rd.files) == 0 {
-		return nil, errors.New("read initrd: it is empty")
+		return errors.New("read initrd: it is empty")
 	}
-	return &rd.initrd, nil
+	return nil
 }
 
 type initrdReader struct {
 	initrd
 	left int64 // bytes that may still be unpacked
 	kept int
+	// listed are all files with what else is known of them, when it was asked for.
+	listed map[string]InitrdFile
 }
 
 // member reads what begins at off, and returns where the next member begins.
@@ -266,6 +316,7 @@ type cpioReader struct {
 	r    io.Reader
 	n    int64
 	left *int64
+	hash hash.Hash // of what is read, when it is not nil
 }
 
 func (c *cpioReader) read(p []byte) error {
@@ -277,6 +328,9 @@ func (c *cpioReader) read(p []byte) error {
 	if err != nil {
 		return fmt.Errorf("a cpio archive is cut off or damaged: %w", err)
 	}
+	if c.hash != nil {
+		c.hash.Write(p)
+	}
 	return nil
 }
 
@@ -284,7 +338,11 @@ func (c *cpioReader) skip(n int64) error {
 	if *c.left -= n; *c.left < 0 {
 		return errInitrdTooLong
 	}
-	m, err := io.CopyN(io.Discard, c.r, n)
+	into := io.Discard
+	if c.hash != nil {
+		into = c.hash
+	}
+	m, err := io.CopyN(into, c.r, n)
 	c.n += m
 	if err != nil {
 		return fmt.Errorf("a cpio archive is cut off or damaged: %w", err)
@@ -349,13 +407,21 @@ func (rd *initrdReader) archive(c *cpioReader) error {
 		if text == "TRAILER!!!" {
 			return nil
 		}
-		if err := rd.file(c, text, uint32(mode), size); err != nil {
+		var details InitrdFile
+		if rd.listed != nil {
+			var err error
+			if details, err = cpioDetails(field); err != nil {
+				return fmt.Errorf("%.100q: %w", text, err)
+			}
+			c.hash = sha256.New()
+		}
+		if err := rd.file(c, text, uint32(mode), size, details); err != nil {
 			return fmt.Errorf("%.100q: %w", text, err)
 		}
 	}
 }
 
-func (rd *initrdReader) file(c *cpioReader, name string, mode uint32, size int64) error {
+func (rd *initrdReader) file(c *cpioReader, name string, mode uint32, size int64, details InitrdFile) error {
 	name = strings.TrimPrefix(path.Clean("/"+name), "/")
 	file := initrdFile{mode: mode, size: size}
 	if len(rd.files) >= initrdMaxFiles {
@@ -376,6 +442,12 @@ func (rd *initrdReader) file(c *cpioReader, name string, mode uint32, size int64
 		return err
 	}
 	rd.files[name] = file
+	if rd.listed != nil {
+		details.Mode, details.Size = mode, size
+		c.hash.Sum(details.SHA256[:0])
+		c.hash = nil
+		rd.listed[name] = details
+	}
 	return c.align()
 }
 

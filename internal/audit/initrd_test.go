@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"io/fs"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/org/attestable-image-action/internal/testenv"
 )
@@ -107,6 +109,32 @@ func TestInitrd(t *testing.T) {
 	})
 }
 
+// TestInitrdFiles lists what cpio wrote, of two archives with a file in both.
+func TestInitrdFiles(t *testing.T) {
+	first := toolCpio(t, map[string]string{"etc/twice": "first", "etc/long": strings.Repeat("long ", 5000), "link": "-> etc"})
+	archive := slices.Concat(first, compress(toolCpio(t, map[string]string{"etc/twice": "second", "empty": ""})))
+	files, err := InitrdFiles(bytes.NewReader(archive), int64(len(archive)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"etc/twice": "second", "etc/long": strings.Repeat("long ", 5000), "link": "etc", "empty": ""}
+	if len(files) != len(want) {
+		t.Errorf("files are %v", slices.Sorted(maps.Keys(files)))
+	}
+	for name, content := range want {
+		f := files[name]
+		if f.Size != int64(len(content)) || f.SHA256 != sha256.Sum256([]byte(content)) {
+			t.Errorf("%s has %d bytes with the digest %x", name, f.Size, f.SHA256)
+		}
+		if f.UID != uint32(os.Getuid()) || time.Since(f.ModTime) > time.Hour {
+			t.Errorf("%s belongs to %d and is of %s", name, f.UID, f.ModTime)
+		}
+	}
+	if _, err := InitrdFiles(bytes.NewReader(first[:len(first)/2]), int64(len(first)/2)); err == nil {
+		t.Error("half an archive is listed")
+	}
+}
+
 func TestInitrdRefuses(t *testing.T) {
 	good := cpio(map[string]string{"a": "b"})
 	change := func(at int, text string) []byte {
@@ -144,13 +172,17 @@ func FuzzInitrd(f *testing.F) {
 	f.Add(plain)
 	f.Add(compress(plain))
 	f.Add(append(compress(plain), plain...))
-	f.Fuzz(func(_ *testing.T, b []byte) {
+	f.Fuzz(func(t *testing.T, b []byte) {
 		rd, err := read(b)
 		if err != nil {
 			return
 		}
 		for name := range rd.files {
 			_, _ = rd.file(name)
+		}
+		listed, err := InitrdFiles(bytes.NewReader(b), int64(len(b)))
+		if err == nil && len(listed) != len(rd.files) {
+			t.Errorf("%d files are listed of %d", len(listed), len(rd.files))
 		}
 	})
 }
