@@ -111,6 +111,16 @@ func Read(ctx context.Context, d *disk.Disk, progress func(bytes int64)) (*Inven
 	return i, nil
 }
 
+// List lists what is on a disk without taking the disk's digest, which Disk then
+// lacks.
+func List(ctx context.Context, d *disk.Disk) (*Inventory, error) {
+	i, err := read(ctx, d)
+	if err != nil {
+		return nil, fmt.Errorf("list what is on disk %s: %w", d.Name(), err)
+	}
+	return i, nil
+}
+
 func read(ctx context.Context, d *disk.Disk) (*Inventory, error) {
 	gpt, err := d.GPT()
 	if err != nil {
