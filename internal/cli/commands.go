@@ -9,6 +9,7 @@ func commands(a *app) []*cobra.Command {
 		newMeasureCommand(a),
 		newInspectCommand(a),
 		newSBOMCommand(a),
+		newDiffCommand(a),
 		newSignCommand(a),
 		newBootCommand(a),
 		newPushCommand(a),
