@@ -369,7 +369,10 @@ func TestReferrerOfAnother(t *testing.T) {
 // nothing but the fallback tag lists referrers and the registry heeds no If-Match:
 // nothing is lost, and what was attached before is kept.
 func TestReferrersTogether(t *testing.T) {
+	t.Parallel()
 	path := sparseDisk(t)
+	patient := hasty
+	patient.settle = 16 * hasty.settle // longer than a busy machine keeps a writer from writing what it read
 	backend := ociserver.New(ocimem.New(), nil)
 	r := testenv.FrontRegistry(t, http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		request.Header.Del("If-Match")
@@ -383,7 +386,7 @@ func TestReferrersTogether(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := PutReferrer(t.Context(), result.Reference, "application/x", []byte("before"), nil, withPatience(hasty)); err != nil {
+	if _, err := PutReferrer(t.Context(), result.Reference, "application/x", []byte("before"), nil, withPatience(patient)); err != nil {
 		t.Fatal(err)
 	}
 	const writers = 6
@@ -391,7 +394,7 @@ func TestReferrersTogether(t *testing.T) {
 	for i := range writers {
 		go func() {
 			_, err := PutReferrers(t.Context(), result.Reference, "application/x",
-				[]Referrer{{Blob: fmt.Appendf(nil, "%d a", i)}, {Blob: fmt.Appendf(nil, "%d b", i)}}, withPatience(hasty))
+				[]Referrer{{Blob: fmt.Appendf(nil, "%d a", i)}, {Blob: fmt.Appendf(nil, "%d b", i)}}, withPatience(patient))
 			errs <- err
 		}()
 	}
@@ -400,7 +403,7 @@ func TestReferrersTogether(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	found, err := Referrers(t.Context(), result.Reference, "application/x", withPatience(hasty))
+	found, err := Referrers(t.Context(), result.Reference, "application/x", withPatience(patient))
 	if err != nil || len(found) != 2*writers+1 {
 		t.Errorf("%d referrers, %v; want %d", len(found), err, 2*writers+1)
 	}
