@@ -133,5 +133,6 @@ line is wrong.`,
 	cobra.EnableCommandSorting = false // the chain's order says more
 	root.PersistentFlags().BoolVarP(&a.quiet, "quiet", "q", false, "no progress, only the result and errors")
 	root.AddCommand(commands(a)...)
+	a.complete(root)
 	return root
 }
