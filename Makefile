@@ -7,7 +7,7 @@ SHELL := /bin/bash
 TOOLS := $(shell scripts/tools --path)
 FUZZTIME ?= 20s
 
-.PHONY: all build demo test check lint fuzz bench setup tools clean
+.PHONY: all build demo test check lint fuzz bench docs man setup tools clean
 
 all: build
 
@@ -41,6 +41,14 @@ fuzz:
 
 bench:
 	go test -run '^$$' -bench . -benchmem ./...
+
+# The pages of docs/reference, which a test holds against the code.
+docs:
+	go run ./internal/docs
+
+# The manual pages, in out/man.
+man:
+	go run ./internal/docs -man out/man
 
 clean:
 	rm -rf bin out

@@ -145,9 +145,9 @@ type Attestation struct {
 
 // Clock is one that proves when a signature existed, and what it says.
 type Clock struct {
-	Kind string    `json:"clock"` // ClockTimestamp or ClockLog
-	URI  string    `json:"uri,omitempty"`
-	Time time.Time `json:"time"`
+	Kind string    `json:"clock"`         // ClockTimestamp or ClockLog
+	URI  string    `json:"uri,omitempty"` // whose it is
+	Time time.Time `json:"time"`          // that it proves
 }
 
 // The clocks that there are: a timestamp authority (RFC 3161), and the integrated

@@ -13,10 +13,10 @@ import (
 
 // Check is one thing that was demanded: what was expected, and what was found.
 type Check struct {
-	Name     string `json:"name"`
-	Expected string `json:"expected"`
-	Found    string `json:"found"`
-	OK       bool   `json:"ok"`
+	Name     string `json:"name"`     // what was looked at
+	Expected string `json:"expected"` // for people
+	Found    string `json:"found"`    // for people
+	OK       bool   `json:"ok"`       // whether it holds
 }
 
 // nothing stands for an empty value that was found.

@@ -20,7 +20,7 @@ type Source struct {
 
 // Reported is a bundle that was looked at, for the record.
 type Reported struct {
-	Source        string `json:"source"`
+	Source        string `json:"source"` // where it came from
 	PredicateType string `json:"predicateType,omitempty"`
 	Signer        string `json:"signer,omitempty"` // the certificate's name
 	Time          string `json:"time,omitempty"`   // RFC 3339, the earliest that is proven
@@ -28,7 +28,7 @@ type Reported struct {
 	Clocks    []Clock `json:"clocks,omitempty"`
 	NotBefore string  `json:"notBefore,omitempty"`
 	NotAfter  string  `json:"notAfter,omitempty"`
-	OK        bool    `json:"ok"`
+	OK        bool    `json:"ok"`               // whether it counts
 	Reason    string  `json:"reason,omitempty"` // why it does not count
 }
 

@@ -24,7 +24,7 @@ type Region struct {
 	Length int64 // bytes
 	What   string
 	// PCR is the number of the PCR whose value changes with any of these bytes,
-	// directly or over a digest that it covers; NoPCR when there is none.
+	// directly or over a digest that it covers; NoPCR, -1, when there is none.
 	PCR int
 	// Steers says of bytes that no PCR covers that they decide what is read
 	// elsewhere: some changes of them show, since another image is then loaded or

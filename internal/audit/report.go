@@ -89,10 +89,10 @@ const ReportVersion = 1
 
 // Report is what an audit found: the predicate of the audit attestation.
 type Report struct {
-	SchemaVersion int       `json:"schemaVersion"`
-	SecureBoot    bool      `json:"secureBoot"` // whether it was assumed to be on
-	Audited       []Audited `json:"audited"`
-	Findings      []Finding `json:"findings"` // the worst first
+	SchemaVersion int       `json:"schemaVersion"` // ReportVersion
+	SecureBoot    bool      `json:"secureBoot"`    // whether it was assumed to be on
+	Audited       []Audited `json:"audited"`       // what was looked at
+	Findings      []Finding `json:"findings"`      // the worst first
 }
 
 // Audited is something that was looked at.

@@ -84,12 +84,12 @@ The result is a table of checks. Exit status 1 says that one does not hold.`,
 
 // instanceVerification is the result of verify instance, as --format json prints it.
 type instanceVerification struct {
-	Subject    string            `json:"subject"` // the URL or file
-	Verified   bool              `json:"verified"`
-	ModuleID   string            `json:"moduleID"`
-	Timestamp  string            `json:"timestamp"` // RFC 3339
-	Generation string            `json:"generation,omitempty"`
-	PCRs       map[string]string `json:"pcrs"` // of the document, hex by number
+	Subject    string            `json:"subject"`              // the URL or file
+	Verified   bool              `json:"verified"`             // whether every check holds
+	ModuleID   string            `json:"moduleID"`             // of the NitroTPM, which names the instance
+	Timestamp  string            `json:"timestamp"`            // RFC 3339
+	Generation string            `json:"generation,omitempty"` // name of the image that it booted, of those that are accepted
+	PCRs       map[string]string `json:"pcrs"`                 // of the document, hex by number
 	Checks     []nitrotpm.Check  `json:"checks"`
 }
 

@@ -225,6 +225,21 @@ type registration struct {
 	ami.Result
 }
 
+// registrationReport is the result of register-ami, as --format json prints it.
+type registrationReport struct {
+	Artifact     string `json:"artifact"` // REPOSITORY@sha256:HEX
+	Name         string `json:"name"`     // of the AMI
+	Region       string `json:"region"`   // that it was registered in; the copies are in others
+	ImageID      string `json:"ami-id"`
+	SnapshotID   string `json:"snapshot-id"`
+	Architecture string `json:"architecture"`
+	Family       string `json:"family"`  // the AMIs that replace each other
+	Existed      bool   `json:"existed"` // whether an earlier run registered it
+	// AMIs are all of them, by region.
+	AMIs    map[string]registeredAMI `json:"amis"`
+	Removed []ami.Removed            `json:"removed"` // older ones, of --keep
+}
+
 // registeredAMI is an AMI as --format json and the step's output show it.
 type registeredAMI struct {
 	ImageID    string `json:"ami-id"`
@@ -262,18 +277,7 @@ func (a *app) printRegistration(format string, r registration) error {
 func (r *registration) printJSON(w io.Writer) error {
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
-	return encoder.Encode(struct {
-		Artifact     string                   `json:"artifact"`
-		Name         string                   `json:"name"`
-		Region       string                   `json:"region"`
-		ImageID      string                   `json:"ami-id"`
-		SnapshotID   string                   `json:"snapshot-id"`
-		Architecture string                   `json:"architecture"`
-		Family       string                   `json:"family"`
-		Existed      bool                     `json:"existed"`
-		AMIs         map[string]registeredAMI `json:"amis"`
-		Removed      []ami.Removed            `json:"removed"`
-	}{
+	return encoder.Encode(registrationReport{
 		r.Artifact, r.AMIs[0].Name, r.AMIs[0].Region, r.AMIs[0].ImageID, r.AMIs[0].SnapshotID, r.Architecture, r.Family,
 		r.AMIs[0].Existed, r.byRegion(), append([]ami.Removed{}, r.Removed...),
 	})

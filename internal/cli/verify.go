@@ -130,8 +130,8 @@ func (f *verifyFlags) add(flags *pflag.FlagSet) {
 
 // verification is the result of verify artifact, as --format json prints it.
 type verification struct {
-	Reference string `json:"reference"` // with the digest that was verified
-	Verified  bool   `json:"verified"`
+	Reference string `json:"reference"`        // with the digest that was verified
+	Verified  bool   `json:"verified"`         // whether every check holds
 	Failed    string `json:"failed,omitempty"` // name of the first check that does not hold
 	attest.Verdict
 }
