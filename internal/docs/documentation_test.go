@@ -325,7 +325,7 @@ var (
 	heading  = regexp.MustCompile(`(?m)^#{1,6} +(.+?)\s*$`)
 	link     = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	anyBlock = regexp.MustCompile("(?s)```.*?```")
-	nobodys  = regexp.MustCompile("[^\\p{L}\\p{N} _-]")
+	nobodys  = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
 )
 
 // anchors are those that GitHub gives the headings of a page.
