@@ -39,7 +39,7 @@ type member struct {
 
 func members(node *yaml.Node) ([]member, error) {
 	var list []member
-	for i := 0; i+1 < len(node.Content); i += 2 {
+	for i := 0; node != nil && i+1 < len(node.Content); i += 2 {
 		m := member{name: node.Content[i].Value}
 		if err := node.Content[i+1].Decode(&m); err != nil {
 			return nil, fmt.Errorf("%s: %w", m.name, err)
@@ -49,13 +49,14 @@ func members(node *yaml.Node) ([]member, error) {
 	return list, nil
 }
 
-// permission is a line of the comment that tells the permissions.
-var permission = regexp.MustCompile(`^# {3}([a-z-]+: [a-z]+) +(.+)$`)
+// permission is a line of the comment that tells the permissions, in an action.yml in
+// words, in a reusable workflow as in YAML.
+var permission = regexp.MustCompile(`^# +([a-z-]+: (?:read|write)) +(?:# )?(.+)$`)
 
 // actionsPage is docs/reference/actions.md.
 func actionsPage(root string) (string, error) {
 	var b strings.Builder
-	b.WriteString(notice + "# Actions\n\nInputs, outputs and permissions, from each `action.yml`. [Commands](commands.md) tells what\nthe steps do, and the [README](../../README.md#in-a-workflow) how to use them.\n")
+	b.WriteString(notice + "# Actions\n\nInputs, outputs and permissions, from each `action.yml` and reusable workflow. [Commands](commands.md) tells what\nthe steps do, and the [README](../../README.md#in-a-workflow) how to use them.\n")
 	for _, a := range actionFiles {
 		content, err := os.ReadFile(filepath.Join(root, a.file))
 		if err != nil {
@@ -67,34 +68,71 @@ func actionsPage(root string) (string, error) {
 		}
 		name := repositoryName + a.path
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n```yaml\n- uses: %s@v1\n```\n\n", strings.TrimPrefix(name, "org/"), markdown(parsed.Description), name)
-		b.WriteString("| permission of the job | what for |\n|---|---|\n")
-		for line := range strings.Lines(string(content)) {
-			if m := permission.FindStringSubmatch(strings.TrimRight(line, "\n")); m != nil {
-				fmt.Fprintf(&b, "| `%s` | %s |\n", m[1], actionText(strings.Join(strings.Fields(m[2]), " ")))
-			}
+		if err := writeInterface(&b, string(content), &parsed.Inputs, &parsed.Outputs); err != nil {
+			return "", fmt.Errorf("%s: %w", a.file, err)
 		}
-		inputs, err := members(&parsed.Inputs)
+	}
+	workflows, err := filepath.Glob(filepath.Join(root, ".github", "workflows", "*.yml"))
+	if err != nil {
+		return "", err
+	}
+	for _, path := range workflows {
+		content, err := os.ReadFile(path)
 		if err != nil {
-			return "", fmt.Errorf("%s: input %w", a.file, err)
+			return "", err
 		}
-		b.WriteString("\n| input | default | meaning |\n|---|---|---|\n")
-		for _, m := range inputs {
-			standard := cell(m.Default)
-			if m.Required {
-				standard = "needed"
-			}
-			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", m.name, standard, actionText(m.Description))
-		}
-		outputs, err := members(&parsed.Outputs)
-		if err != nil {
-			return "", fmt.Errorf("%s: output %w", a.file, err)
-		}
-		b.WriteString("\n| output | what it is |\n|---|---|\n")
-		for _, m := range outputs {
-			fmt.Fprintf(&b, "| `%s` | %s |\n", m.name, actionText(m.Description))
+		if err := writeWorkflow(&b, filepath.Base(path), string(content)); err != nil {
+			return "", fmt.Errorf("%s: %w", path, err)
 		}
 	}
 	return b.String(), nil
+}
+
+// writeWorkflow writes of a workflow that others can call, and nothing of another one.
+func writeWorkflow(b *strings.Builder, name, content string) error {
+	var document yaml.Node
+	if err := yaml.Unmarshal([]byte(content), &document); err != nil {
+		return err
+	}
+	if len(document.Content) == 0 {
+		return nil
+	}
+	call := memberOf(memberOf(document.Content[0], "on"), "workflow_call")
+	if call == nil {
+		return nil
+	}
+	fmt.Fprintf(b, "\n## Reusable workflow %s\n\n```yaml\njobs:\n  image:\n    uses: %s/.github/workflows/%s@v1\n```\n\n", name, repositoryName, name)
+	return writeInterface(b, content, memberOf(call, "inputs"), memberOf(call, "outputs"))
+}
+
+// writeInterface writes permissions, inputs and outputs.
+func writeInterface(b *strings.Builder, content string, inputs, outputs *yaml.Node) error {
+	b.WriteString("| permission of the job | what for |\n|---|---|\n")
+	for line := range strings.Lines(content) {
+		if m := permission.FindStringSubmatch(strings.TrimRight(line, "\n")); m != nil {
+			fmt.Fprintf(b, "| `%s` | %s |\n", m[1], actionText(strings.Join(strings.Fields(m[2]), " ")))
+		}
+	}
+	list, err := members(inputs)
+	if err != nil {
+		return fmt.Errorf("input %w", err)
+	}
+	b.WriteString("\n| input | default | meaning |\n|---|---|---|\n")
+	for _, m := range list {
+		standard := cell(m.Default)
+		if m.Required {
+			standard = "needed"
+		}
+		fmt.Fprintf(b, "| `%s` | %s | %s |\n", m.name, standard, actionText(m.Description))
+	}
+	if list, err = members(outputs); err != nil {
+		return fmt.Errorf("output %w", err)
+	}
+	b.WriteString("\n| output | what it is |\n|---|---|\n")
+	for _, m := range list {
+		fmt.Fprintf(b, "| `%s` | %s |\n", m.name, actionText(m.Description))
+	}
+	return nil
 }
 
 // actionText is a text of an action.yml as Markdown; its code stays code.

@@ -91,6 +91,39 @@ func TestMarkdown(t *testing.T) {
 	}
 }
 
+// TestReusableWorkflow holds that a workflow which others can call is told as an action
+// is, and another one is not.
+func TestReusableWorkflow(t *testing.T) {
+	const callable = `# permissions:
+#   packages: write   # push to ghcr.io
+on:
+  workflow_call:
+    inputs:
+      template: {description: Name of a template., type: string, default: debian}
+      serve: {description: With the service., type: boolean, required: true}
+    outputs:
+      digest: {description: The digest., value: "${{ jobs.a.outputs.digest }}"}
+`
+	var b strings.Builder
+	if err := writeWorkflow(&b, "image.yml", callable); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"/.github/workflows/image.yml@v1\n", "| `packages: write` | push to ghcr.io |\n",
+		"| `template` | `debian` | Name of a template. |\n", "| `serve` | needed | With the service. |\n", "| `digest` | The digest. |\n",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("it lacks %q:\n%s", want, b.String())
+		}
+	}
+	b.Reset()
+	for _, other := range []string{"on: [push]\njobs: {}\n", "on: push\n", "on:\n  push:\n    branches: [main]\n", ""} {
+		if err := writeWorkflow(&b, "ci.yml", other); err != nil || b.Len() > 0 {
+			t.Errorf("%q: %v, %s", other, err, b.String())
+		}
+	}
+}
+
 // TestEnvironmentIsTold holds that the reference tells of each variable that the
 // program reads, but for those that a job of GitHub Actions has.
 func TestEnvironmentIsTold(t *testing.T) {
