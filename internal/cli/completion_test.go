@@ -29,6 +29,7 @@ func TestCompletion(t *testing.T) {
 		{"formats of sbom", []string{"sbom", "--format", ""}, []string{"spdx", "cyclonedx"}, ":36"},
 		{"formats of kms-policy", []string{"kms-policy", "--format", ""}, []string{"conditions", "policy", "terraform"}, ":36"},
 		{"severities", []string{"inspect", "--fail-on", ""}, []string{"critical", "high", "medium", "low", "info"}, ":36"},
+		{"a file of the variables", []string{"verify", "artifact", "--KEK", ""}, nil, ":0"},
 		{"a file or hex", []string{"verify", "instance", "--nonce", ""}, nil, ":0"},
 		{"a disk", []string{"push", ""}, nil, ":0"},
 		{"a reference after the disk", []string{"push", "image.raw", ""}, nil, ":4"},

@@ -83,10 +83,10 @@ policy.`,
 	flags.StringArrayVar(&f.encrypters, "encrypt-principal", nil, "`ARN` of a role or user that may encrypt with the key, without attestation; again for another")
 	v.add(flags)
 	flags.BoolVar(&v.remeasure, "remeasure", false, "fetch the disk, check it, and predict its PCRs again")
-	flags.StringVar(&v.predict.pk, "PK", "", "with --remeasure, for Secure Boot: `FILE` as measure takes it")
-	flags.StringVar(&v.predict.kek, "KEK", "", "likewise")
-	flags.StringVar(&v.predict.db, "db", "", "likewise")
-	flags.StringVar(&v.predict.dbx, "dbx", "", "likewise")
+	flags.StringVar(&v.predict.pk, "PK", "", "with --remeasure, for Secure Boot: platform key, `FILE` as measure takes it")
+	flags.StringVar(&v.predict.kek, "KEK", "", "with --remeasure, for Secure Boot: key exchange keys, `FILE` as measure takes it")
+	flags.StringVar(&v.predict.db, "db", "", "with --remeasure, for Secure Boot: allowed signers and digests, `FILE` as measure takes it")
+	flags.StringVar(&v.predict.dbx, "dbx", "", "with --remeasure, for Secure Boot: forbidden signers and digests, `FILE` as measure takes it")
 	v.format = "table" // of the verdict, on standard error
 	return cmd
 }

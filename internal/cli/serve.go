@@ -81,7 +81,7 @@ error, one JSON object a line.`,
 	flags.StringVar(&measurements, "measurements", "", "`FILE` to answer GET /v1/measurements with")
 	flags.StringVar(&device, "device", "", "the TPM's device (default /dev/tpmrm0, or /dev/tpm0)")
 	flags.Float64Var(&config.Rate, "rate", 20, "how many documents a second are made at most")
-	flags.IntVar(&config.Burst, "burst", 40, "how many may be asked for at once before that")
+	flags.IntVar(&config.Burst, "burst", 40, "how many documents may be asked for at once before --rate counts")
 	flags.IntVar(&config.Queue, "queue", 32, "how many requests may wait for the TPM")
 	flags.IntVar(&config.Connections, "connections", 512, "how many connections may be open")
 	return cmd

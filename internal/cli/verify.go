@@ -91,10 +91,10 @@ measurements are set when all hold.`,
 	f.add(flags)
 	flags.BoolVar(&f.remeasure, "remeasure", false, "fetch the disk, check it, and predict its PCRs again")
 	flags.StringVar(&f.format, "format", "table", "table for people, or json for programs")
-	flags.StringVar(&f.predict.pk, "PK", "", "with --remeasure, for Secure Boot: `FILE` as measure takes it")
-	flags.StringVar(&f.predict.kek, "KEK", "", "likewise")
-	flags.StringVar(&f.predict.db, "db", "", "likewise")
-	flags.StringVar(&f.predict.dbx, "dbx", "", "likewise")
+	flags.StringVar(&f.predict.pk, "PK", "", "with --remeasure, for Secure Boot: platform key, `FILE` as measure takes it")
+	flags.StringVar(&f.predict.kek, "KEK", "", "with --remeasure, for Secure Boot: key exchange keys, `FILE` as measure takes it")
+	flags.StringVar(&f.predict.db, "db", "", "with --remeasure, for Secure Boot: allowed signers and digests, `FILE` as measure takes it")
+	flags.StringVar(&f.predict.dbx, "dbx", "", "with --remeasure, for Secure Boot: forbidden signers and digests, `FILE` as measure takes it")
 	return cmd
 }
 

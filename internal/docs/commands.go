@@ -169,9 +169,9 @@ const environment = `## Environment
 | ` + "`ATTESTABLE_IMAGE_CACHE`" + ` | directory for what is kept between builds (default: ` + "`attestable-image`" + ` in the user's cache) |
 | ` + "`GITHUB_TOKEN`, `ATTESTABLE_IMAGE_GITHUB_TOKEN`, `GH_TOKEN`" + ` | token for GitHub and ghcr.io, the first that is set |
 | ` + "`GITHUB_SERVER_URL`, `GITHUB_API_URL`" + ` | the GitHub that is meant when nothing names one |
-| ` + "`COLUMNS`" + ` | width of tables, when standard output is a terminal |
-| ` + "`PIP_INDEX_URL`" + ` | where the builder's image gets KIWI NG from |
-| ` + "`JOURNAL_STREAM`, `LISTEN_FDS`, `LISTEN_PID`" + ` | of systemd: where the log goes, and the socket of ` + "`serve`" + ` |
+| ` + "`COLUMNS`" + ` | width of tables, when standard output is no terminal |
+| ` + "`PIP_INDEX_URL`" + ` | where KIWI NG's source is fetched from for the builder |
+| ` + "`JOURNAL_STREAM`, `LISTEN_FDS`, `LISTEN_PID`" + ` | of systemd: whether standard output is the journal, which gets no secret; the socket of ` + "`serve`" + ` |
 | ` + "`GITHUB_ACTIONS`" + ` and others that begin with GITHUB, RUNNER, ACTIONS or INPUT | of a job of GitHub Actions: outputs, summary, identity |
 
 Credentials of registries are those of ` + "`docker login`" + ` (` + "`DOCKER_CONFIG`" + `), those of AWS the
