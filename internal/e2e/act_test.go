@@ -106,8 +106,9 @@ type workflowResult struct {
 }
 
 // act runs the workflow of the repository dir for a push, with the steps on
-// this machine itself as on a self-hosted runner. env goes to the steps.
-func act(t *testing.T, dir string, run testenv.Run, token string, env []string) workflowResult {
+// this machine itself as on a self-hosted runner. env goes to the steps, more are
+// arguments of act.
+func act(t *testing.T, dir string, run testenv.Run, token string, env []string, more ...string) workflowResult {
 	t.Helper()
 	path := testenv.Tool(t, "act")
 	event := filepath.Join(t.TempDir(), "event.json")
@@ -123,7 +124,7 @@ func act(t *testing.T, dir string, run testenv.Run, token string, env []string) 
 	}
 	args := []string{
 		"push", "--json", "-C", dir, "-W", workflowPath, "--eventpath", event,
-		"-P", "ubuntu-latest=-self-hosted",
+		"-P", "ubuntu-latest=-self-hosted", "-P", "ubuntu-24.04=-self-hosted", "-P", "ubuntu-24.04-arm=-self-hosted",
 		// Without these act looks for a network.
 		"--artifact-server-addr", "127.0.0.1", "--no-cache-server",
 		"-s", "GITHUB_TOKEN=" + token,
@@ -132,7 +133,7 @@ func act(t *testing.T, dir string, run testenv.Run, token string, env []string) 
 		args = append(args, "--env", variable)
 	}
 	home := t.TempDir()
-	cmd := exec.Command(path, args...)
+	cmd := exec.Command(path, append(args, more...)...)
 	// The steps see act's own environment, too: only what a runner has.
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "XDG_CACHE_HOME=" + filepath.Join(home, ".cache"), "LANG=C.UTF-8"}
 	for _, name := range []string{"DOCKER_HOST", "TMPDIR"} {

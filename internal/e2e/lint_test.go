@@ -34,7 +34,10 @@ func TestWorkflows(t *testing.T) {
 	if len(files) == 0 {
 		t.Fatal("no workflow found")
 	}
-	run(t, nil, testenv.Tool(t, "actionlint"), append([]string{"-no-color", "-shellcheck="}, files...)...).accepts(t)
+	// GitHub's context job has had these since April 2026, and actionlint 1.7.12 does
+	// not know them: https://docs.github.com/en/actions/reference/workflows-and-actions/contexts#job-context
+	const newer = `property "workflow_(repository|sha)" is not defined in object type \{check_run_id: number;`
+	run(t, nil, testenv.Tool(t, "actionlint"), append([]string{"-no-color", "-shellcheck=", "-ignore", newer}, files...)...).accepts(t)
 }
 
 // TestScripts lets shellcheck read every shell script, also those that have no

@@ -1,0 +1,190 @@
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/org/attestable-image-action/internal/attest"
+	"github.com/org/attestable-image-action/internal/testenv"
+)
+
+// reusablePath is where the reusable workflow lies in its repository.
+const reusablePath = ".github/workflows/attestable-image.yml"
+
+// standInEngine is a container engine that makes the disk DISK in place of KIWI.
+const standInEngine = `#!/bin/bash
+set -euo pipefail
+state=$(dirname "$0")/state
+case $1 in
+  version) echo 28.0.0 ;;
+  info | rm) ;;
+  network) echo bridge ;;
+  image) echo '[{"Id":"sha256:0000000000000000000000000000000000000000000000000000000000000000"}]' ;;
+  create)
+    for argument in "$@"; do
+      case $argument in
+        *,target=/output) argument=${argument%,target=/output}; echo "${argument#*source=}" > "$state" ;;
+      esac
+    done
+    ;;
+  start)
+    output=$(cat "$state")
+    mkdir -p "$output/build"
+    cp --sparse=always DISK "$output/build/image.x86_64-1.0.0.raw"
+    echo '{"disk_image":{"filename":"/output/build/image.x86_64-1.0.0.raw"}}' > "$output/build/kiwi.result.json"
+    echo "KIWI (next generation) version 10.2.33" > "$output/builder.kiwi"
+    echo "kiwi 10.2.33 amd64" > "$output/builder.packages"
+    echo "built at $SOURCE_DATE_EPOCH" > "$output/kiwi.log"
+    ;;
+  *) exit 1 ;;
+esac
+`
+
+// standInUpload is actions/upload-artifact without GitHub.
+const standInUpload = `name: Upload
+description: Stands in for actions/upload-artifact
+inputs: {name: {required: true, description: name}, path: {required: true, description: path}, if-no-files-found: {description: what then}}
+runs:
+  using: composite
+  steps:
+    - shell: bash
+      env:
+        NAME: ${{ inputs.name }}
+        FILE: ${{ inputs.path }}
+      run: |
+        cp "$FILE" "KEEP/$NAME"
+`
+
+// TestReusableWorkflow lets a workflow call the reusable one, with a stand-in for
+// KIWI.
+func TestReusableWorkflow(t *testing.T) {
+	if testing.Short() {
+		t.Skip("act is not run with -short")
+	}
+	bin := t.TempDir()
+	if err := os.WriteFile(filepath.Join(bin, "docker"), []byte(strings.ReplaceAll(standInEngine, "DISK", smallDisk(t))), 0o700); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+string(filepath.ListSeparator)+os.Getenv("PATH"))
+	callReusableWorkflow(t, `      template: debian
+      builder-image: builder
+      sbom: none
+`, attest.PredicateMeasurements, attest.PredicateAudit)
+}
+
+// TestReusableWorkflowWithKIWI is what scripts/reusable-workflow runs: the same with
+// KIWI, which takes minutes.
+func TestReusableWorkflowWithKIWI(t *testing.T) {
+	if os.Getenv("ATTESTABLE_IMAGE_REUSABLE_WORKFLOW") == "" {
+		t.Skip("the reusable workflow builds with KIWI in scripts/reusable-workflow")
+	}
+	with := `      template: debian
+      serve: true
+      sbom: both
+      variants: '[{"variant": "hello", "overlay": "examples/hello", "name": "hello", "version": "1.2.3"}]'
+`
+	if source := os.Getenv("ATTESTABLE_IMAGE_PACKAGE_SOURCE"); source != "" {
+		with += "      package-source: " + source + "\n"
+	}
+	callReusableWorkflow(t, with, attest.PredicateMeasurements, attest.PredicateAudit, "https://spdx.dev/Document/v2.3", attest.PredicateCycloneDX)
+}
+
+// callReusableWorkflow lets a workflow call the reusable one with these inputs, as
+// far as act goes: without job.workflow_sha, which it does not know, and for one
+// image, since it keeps the outputs of one job of a matrix. A job behind it is given
+// the outputs, and everybody verifies the artifact by the workflow that signed it.
+func callReusableWorkflow(t *testing.T, with string, predicateTypes ...string) {
+	t.Helper()
+	testenv.Tool(t, "act")
+	stack := testenv.StartSigstore(t, testenv.Options{})
+	registry := testenv.StartRegistry(t)
+	keep := t.TempDir()
+	upload := t.TempDir()
+	if err := os.WriteFile(filepath.Join(upload, "action.yml"), []byte(strings.ReplaceAll(standInUpload, "KEEP", keep)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir, run := checkout(t, `name: Image
+on: push
+permissions: {}
+jobs:
+  image:
+    permissions:
+      contents: read
+      packages: write
+      id-token: write
+      attestations: write
+    uses: ./`+reusablePath+`
+    with:
+`+with+`      image: `+registry.Host+`/octo-org/image
+      tags: v1
+      signing-config: `+stack.SigningConfig+`
+      trusted-root: `+stack.TrustedRoot+`
+  use:
+    needs: image
+    runs-on: ubuntu-24.04
+    steps:
+      - id: use
+        env:
+          IMAGES: ${{ needs.image.outputs.images }}
+          ARTIFACT: ${{ needs.image.outputs.artifact }}
+          DIGEST: ${{ needs.image.outputs.digest }}
+          PCR4: ${{ needs.image.outputs.pcr4 }}
+          PCR7: ${{ needs.image.outputs.pcr7 }}
+          PCR11: ${{ needs.image.outputs.pcr11 }}
+          PCR12: ${{ needs.image.outputs.pcr12 }}
+          BUNDLE: ${{ needs.image.outputs.bundle }}
+        run: |
+          for name in IMAGES ARTIFACT DIGEST PCR4 PCR7 PCR11 PCR12 BUNDLE; do
+            [ -n "${!name}" ]
+            echo "${name,,}=${!name}" >> "$GITHUB_OUTPUT"
+          done
+`)
+	text, err := os.ReadFile(filepath.Join(testenv.Root(t), reusablePath))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What GitHub's server tells, and act does not. act makes a copy of the checkout
+	// for what is the run's own repository and ref.
+	workflow := strings.NewReplacer(
+		"ref: ${{ job.workflow_sha }}", "ref: refs/heads/main",
+		"${{ job.workflow_sha }}", run.SHA,
+		"${{ job.workflow_repository }}", testenv.DefaultRun.Repository,
+	).Replace(string(text))
+	if strings.Contains(workflow, "${{ job.") {
+		t.Fatal("the workflow uses more of the context job than this test stands in for")
+	}
+	if err := os.WriteFile(filepath.Join(dir, reusablePath), []byte(workflow), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run.JobWorkflowRef = "org/attestable-image-action/" + reusablePath + "@refs/tags/v1"
+	var env []string
+	for _, variable := range stack.Env(run) {
+		if !strings.HasPrefix(variable, "GITHUB_TOKEN=") { // a secret, as the runner has it
+			env = append(env, variable)
+		}
+	}
+	result := act(t, dir, run, stack.GitHub.Token, env, "--local-repository", "actions/upload-artifact@ea165f8d65b6e75b540449e92b4886f43607fa02="+upload)
+	if result.failed {
+		t.Fatalf("the workflow failed: %q", result.errors)
+	}
+	var images []map[string]string
+	if err := json.Unmarshal([]byte(result.outputs["use.images"]), &images); err != nil || len(images) != 1 {
+		t.Fatalf("images are %s: %v", result.outputs["use.images"], err)
+	}
+	for _, name := range []string{"artifact", "digest", "pcr4", "pcr7", "pcr11", "pcr12", "bundle"} {
+		if got := result.outputs["use."+name]; got == "" || got != images[0][name] {
+			t.Errorf("output %s is %q, and in images %q", name, got, images[0][name])
+		}
+	}
+	a := &artifact{
+		stack: stack, registry: registry, workflow: run, reference: result.outputs["use.artifact"],
+		bundles: filepath.Join(keep, result.outputs["use.bundle"]),
+	}
+	for _, predicateType := range append(predicateTypes, attest.PredicateProvenance) {
+		ghVerify(t, stack, run, "oci://"+a.reference, predicateType, nil, "--bundle", a.bundleFile(t, predicateType)).accepts(t)
+	}
+	cosignVerify(t, stack, run, a.reference, attest.PredicateMeasurements).accepts(t)
+}
