@@ -100,6 +100,9 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	if err := checkEpoch(o.Epoch, time.Now()); err != nil {
 		return nil, err
 	}
+	if err := o.checkSpace(output.path); err != nil {
+		return nil, fmt.Errorf("build %s: %w", o.Source, err)
+	}
 	if o.Lock != nil && len(o.Lock[imageArchitecture()]) == 0 {
 		return nil, fmt.Errorf("%s has no packages for an image for %s: add them with --update-lock", o.LockSource, imageArchitecture())
 	}
