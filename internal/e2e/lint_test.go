@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,15 +77,19 @@ var pinned = regexp.MustCompile(`^[\w.-]+/[\w.-]+(/[\w./-]+)?@[0-9a-f]{40}$`)
 func TestNoInjection(t *testing.T) {
 	// Only this project's own release may be named by a tag: in the examples.
 	const ours = "org/attestable-image-action"
-	files := trackedFiles(t, "action.yml", "*/action.yml", ".github/workflows/*.yml", "examples/*.yml")
+	files := trackedFiles(t, "action.yml", "*/action.yml", "*/action.yaml", ".github/workflows/*.yml", ".github/workflows/*.yaml", "examples/*.yml", "examples/*.yaml")
 	if len(files) == 0 {
 		t.Fatal("no action and no workflow found")
 	}
+	texts := documentedYAML(t)
 	for _, file := range files {
 		data, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
+		texts[file] = data
+	}
+	for file, data := range texts {
 		var document yaml.Node
 		if err := yaml.Unmarshal(data, &document); err != nil {
 			t.Errorf("%s: %v", file, err)
@@ -101,6 +106,29 @@ func TestNoInjection(t *testing.T) {
 			}
 		})
 	}
+}
+
+// yamlBlock is a block of YAML in Markdown.
+var yamlBlock = regexp.MustCompile("(?ms)^```ya?ml\n(.*?)^```")
+
+// documentedYAML are the blocks of YAML in the documentation: parts of workflows, and
+// whole ones. They are named by the file and their number in it.
+func documentedYAML(t *testing.T) map[string][]byte {
+	t.Helper()
+	blocks := map[string][]byte{}
+	for _, file := range trackedFiles(t, "*.md") { // of any depth
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, block := range yamlBlock.FindAllSubmatch(text, -1) {
+			blocks[fmt.Sprintf("%s, block %d", file, i+1)] = block[1]
+		}
+	}
+	if len(blocks) < 4 {
+		t.Fatalf("there are only %d blocks of YAML", len(blocks))
+	}
+	return blocks
 }
 
 // eachPair calls visit for every key and value below node.

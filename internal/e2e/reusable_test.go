@@ -120,8 +120,6 @@ jobs:
     with:
 `+with+`      image: `+registry.Host+`/octo-org/image
       tags: v1
-      signing-config: `+stack.SigningConfig+`
-      trusted-root: `+stack.TrustedRoot+`
   use:
     needs: image
     runs-on: ubuntu-24.04
@@ -160,7 +158,7 @@ jobs:
 		t.Fatal(err)
 	}
 	run.JobWorkflowRef = "org/attestable-image-action/" + reusablePath + "@refs/tags/v1"
-	var env []string
+	env := []string{"SIGNING_CONFIG=" + stack.SigningConfig, "TRUSTED_ROOT=" + stack.TrustedRoot}
 	for _, variable := range stack.Env(run) {
 		if !strings.HasPrefix(variable, "GITHUB_TOKEN=") { // a secret, as the runner has it
 			env = append(env, variable)
