@@ -398,3 +398,58 @@ func TestActionPrepare(t *testing.T) {
 		})
 	}
 }
+
+// TestProgramPrintsNoCommands gives the program values that hold commands of the
+// runner: what it says of them holds none, since steps print what it says.
+func TestProgramPrintsNoCommands(t *testing.T) {
+	t.Parallel()
+	program := command(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "disk.raw"), make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reference := "ghcr.io/octo-org/image@sha256:" + strings.Repeat("0", 64)
+	for _, name := range []string{"command of the runner", "old command", "carriage return"} {
+		value := hostile[name]
+		for _, args := range [][]string{
+			{"build", "--template=" + value, "--output=out"},
+			{"build", "--template=debian", "--name=" + value, "--output=out"},
+			{"build", "--template=debian", "--version=" + value, "--output=out"},
+			{"build", "--template=debian", "--overlay=" + value, "--output=out"},
+			{"build", "--template=debian", "--lock=" + value, "--output=out"},
+			{"build", "--template=debian", "--package-source=" + value, "--output=out"},
+			{"build", "--template=debian", "--serve=" + value, "--output=out"},
+			{"build", "--description=" + value, "--output=out"},
+			{"measure", "--PK=" + value, "disk.raw"},
+			{"inspect", "--fail-on=" + value, "disk.raw"},
+			{"sbom", "--format=spdx", "--name=" + value, "disk.raw"},
+			{"push", "--measurements=" + value, "disk.raw", "ghcr.io/octo-org/image"},
+			{"push", "--measurements=m", "--tag=" + value, "disk.raw", "ghcr.io/octo-org/image"},
+			{"push", "--measurements=m", "disk.raw", value},
+			{"attest", "--signing-config=" + value, reference},
+			{"attest", "--release=" + value, value},
+			{"verify", "artifact", "--repo=" + value, "--signer-workflow=" + value, value},
+			{"verify", "artifact", "--repo=a/b", "--signer-workflow=" + value, reference},
+			{"register-ami", "--repo=a/b", "--keep=" + value, reference},
+			{"register-ami", "--repo=a/b", "--zero-blocks=" + value, "--copy-to=" + value, "--signer-workflow=" + value, value},
+			{"step-summary", "--artifact=" + value, "measurements.json"},
+			{value},
+			{"--" + value},
+		} {
+			cmd := exec.Command(program, args...)
+			cmd.Dir = dir
+			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "GITHUB_ACTIONS=true", "GITHUB_OUTPUT=" + filepath.Join(dir, "output")}
+			log, err := cmd.CombinedOutput()
+			if err == nil {
+				t.Errorf("%s: %q succeeds", name, args)
+			}
+			// The runner takes a carriage return for the end of a line.
+			text := strings.ReplaceAll(string(log), "\r", "\n")
+			for _, line := range commandUse.FindAllString(text, -1) {
+				if !strings.HasPrefix(line, "::error title=attestable-image") {
+					t.Errorf("%s: %q prints %q", name, args, line)
+				}
+			}
+		}
+	}
+}
