@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -185,4 +188,91 @@ jobs:
 		ghVerify(t, stack, run, "oci://"+a.reference, predicateType, nil, "--bundle", a.bundleFile(t, predicateType)).accepts(t)
 	}
 	cosignVerify(t, stack, run, a.reference, attest.PredicateMeasurements).accepts(t)
+}
+
+// TestWorkflowAttest runs the step that signs on artifacts that a job pushed: it signs
+// what it finds to be so, and nothing that was only told.
+func TestWorkflowAttest(t *testing.T) {
+	if testing.Short() {
+		t.Skip("servers are not started with -short")
+	}
+	stack := testenv.StartSigstore(t, testenv.Options{})
+	registry := testenv.StartRegistry(t)
+	program, disk, dir := command(t), smallDisk(t), t.TempDir()
+	measured, err := exec.Command(program, "measure", "--format=json", disk).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// push returns the digest of an artifact of the disk with these measurements.
+	push := func(measurements []byte) string {
+		t.Helper()
+		file := filepath.Join(dir, "measurements.json")
+		if err := os.WriteFile(file, measurements, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(program, "push", "--quiet", "--measurements="+file, "--tag=v1", disk, registry.Host+"/octo-org/image").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return registry.Host + "/octo-org/image@" + regexp.MustCompile(`sha256:[0-9a-f]{64}`).FindString(string(out))
+	}
+	good := push(measured)
+	var document struct{ Measurements map[string]any }
+	if err := json.Unmarshal(measured, &document); err != nil {
+		t.Fatal(err)
+	}
+	pcr, ok := document.Measurements["PCR12"].(string)
+	if !ok {
+		t.Fatalf("the measurements are %s", measured)
+	}
+	forged := push(bytes.ReplaceAll(measured, []byte(pcr), []byte(strings.Repeat("1", 96))))
+
+	run := testenv.DefaultRun
+	run.JobWorkflowRef = "org/attestable-image-action/" + reusablePath + "@refs/tags/v1"
+	attestStep := func(image string) (outputs map[string]string, log string, ok bool) {
+		t.Helper()
+		env := map[string]string{
+			"IMAGE": image, "NAME": "", "VERSION": "", "SBOM": "none", "SIGNING_CONFIG": stack.SigningConfig, "TRUSTED_ROOT": stack.TrustedRoot,
+			"HOME": dir, "RUNNER_TEMP": t.TempDir(),
+		}
+		for _, variable := range stack.Env(run) {
+			name, value, _ := strings.Cut(variable, "=")
+			env[name] = value
+		}
+		for _, name := range []string{"GOMODCACHE", "GOCACHE", "GOPROXY", "GOFLAGS"} {
+			value, err := exec.Command("go", "env", name).Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			env[name] = strings.TrimSpace(string(value))
+		}
+		return workflowScript(t, "workflow-attest", env)
+	}
+	handedOn := func(artifact string) string {
+		text, err := json.Marshal(map[string]string{"id": "x86_64", "artifact": artifact})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	for name, c := range map[string]struct{ image, want string }{
+		"nothing":             {"", "handed on no artifact"},
+		"no artifact":         {`{"id":"x86_64"}`, "handed on no artifact"},
+		"a tag":               {handedOn(registry.Host + "/octo-org/image:v1"), "handed on no artifact"},
+		"another's PCR":       {handedOn(forged), "are not those of its disk: nothing was attested"},
+		"what does not exist": {handedOn(registry.Host + "/octo-org/image@sha256:" + strings.Repeat("0", 64)), "sha256:0000"},
+	} {
+		outputs, log, ok := attestStep(c.image)
+		if ok || outputs["artifact"] != "" || outputs["attestation-id"] != "" || !strings.Contains(log, c.want) {
+			t.Errorf("%s: outputs %v, want an error with %q\n%s", name, outputs, c.want, log)
+		}
+	}
+	outputs, log, ok := attestStep(handedOn(good))
+	if !ok || outputs["artifact"] != good || outputs["pcr12"] != pcr || outputs["attestation-id"] == "" {
+		t.Fatalf("outputs %v\n%s", outputs, log)
+	}
+	a := &artifact{stack: stack, registry: registry, workflow: run, reference: good, bundles: outputs["bundle-path"]}
+	for _, predicateType := range []string{attest.PredicateProvenance, attest.PredicateMeasurements, attest.PredicateAudit} {
+		ghVerify(t, stack, run, "oci://"+good, predicateType, nil, "--bundle", a.bundleFile(t, predicateType)).accepts(t)
+	}
 }
