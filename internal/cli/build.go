@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -246,15 +247,34 @@ func updateLock(path string, used kiwi.Lock) error {
 	return nil
 }
 
+// recipe is what is known of how to build an image again.
+type recipe struct {
+	kiwi.Recipe
+	top     string // of the work tree that paths are relative to, "" before the first
+	unknown bool   // a path is in no work tree, or in another one
+}
+
+// path is where a checked out directory is in its work tree.
+func (r *recipe) path(checkout *kiwi.Checkout) string {
+	if checkout == nil || len(checkout.Tracked) == 0 || !fs.ValidPath(checkout.Path) || r.top != "" && checkout.Top != r.top {
+		r.unknown = true
+		return ""
+	}
+	r.top = checkout.Top
+	return checkout.Path
+}
+
 // source finds out the image's time, and the permissions that git records for what it
 // is built from.
 func (f buildFlags) source(ctx context.Context, o *kiwi.Options) (told string, err error) {
 	var from string
+	recipe := recipe{Recipe: kiwi.Recipe{Template: f.template, Name: f.name, Version: f.version, Serve: f.serve}}
 	if f.description != "" {
 		checkout, err := kiwi.ReadCheckout(ctx, f.description)
 		if err != nil {
 			return "", err
 		}
+		recipe.Description = recipe.path(checkout)
 		if checkout != nil {
 			o.Epoch, o.Tracked, from = checkout.Epoch, checkout.Tracked, f.description
 		}
@@ -264,12 +284,24 @@ func (f buildFlags) source(ctx context.Context, o *kiwi.Options) (told string, e
 		if err != nil {
 			return "", err
 		}
+		recipe.Overlay = recipe.path(checkout)
 		if checkout != nil {
 			o.OverlayTracked = checkout.Tracked
 			if o.Epoch == 0 && f.description == "" {
 				o.Epoch, from = checkout.Epoch, f.overlay
 			}
 		}
+	}
+	if f.lock != "" && !f.updateLock && recipe.top != "" {
+		// One that lies elsewhere is asked for when somebody builds again.
+		if checkout, err := kiwi.ReadCheckout(ctx, filepath.Dir(f.lock)); err == nil && checkout != nil && checkout.Top == recipe.top {
+			if _, tracked := checkout.Tracked[filepath.Base(f.lock)]; tracked {
+				recipe.Lock = path.Join(checkout.Path, filepath.Base(f.lock))
+			}
+		}
+	}
+	if !recipe.unknown {
+		o.Recipe = &recipe.Recipe
 	}
 	told = "the commit of " + from
 	if text := os.Getenv("SOURCE_DATE_EPOCH"); text != "" {

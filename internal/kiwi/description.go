@@ -165,63 +165,63 @@ func (c *copier) file(root *os.Root, tree fs.FS, name string, info fs.FileInfo, 
 
 // stage writes the description that KIWI will read into the new directory dir:
 // the caller's, with the service and the overlay in root/ and with what was replaced
-// in it. It returns the description's digest, SHA-256 in hex. The package sources do
-// not count in it: the same packages from another place make the same image.
-func (o *Options) stage(dir string) (string, error) {
+// in it. It returns what the description is made of. The package sources do not count
+// in it: the same packages from another place make the same image.
+func (o *Options) stage(dir string) ([]File, error) {
 	name, err := configFile(o.Description)
 	if err != nil {
-		return "", fmt.Errorf("read the KIWI description %s: %w", o.Source, err)
+		return nil, fmt.Errorf("read the KIWI description %s: %w", o.Source, err)
 	}
 	if err := makeDirectory(dir); err != nil {
-		return "", err
+		return nil, err
 	}
 	var c copier
 	if err := c.tree(dir, o.Description, modes{scripts: o.Embedded, tracked: o.Tracked}); err != nil {
-		return "", fmt.Errorf("copy the KIWI description %s: %w", o.Source, err)
+		return nil, fmt.Errorf("copy the KIWI description %s: %w", o.Source, err)
 	}
 	if o.Service != nil {
 		if err := o.Service.stage(&c, dir); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
 	if o.Overlay != "" {
 		if err := o.stageOverlay(&c, dir); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
 	config, err := readBounded(o.Description, name, maxConfigBytes)
 	if err != nil {
-		return "", fmt.Errorf("read the KIWI description %s: %w", o.Source, err)
+		return nil, fmt.Errorf("read the KIWI description %s: %w", o.Source, err)
 	}
 	identity, err := o.edit(config, nil)
 	if err != nil {
-		return "", fmt.Errorf("read %s of the KIWI description %s: %w", name, o.Source, err)
+		return nil, fmt.Errorf("read %s of the KIWI description %s: %w", name, o.Source, err)
 	}
 	edited, err := o.edit(config, o.PackageSources)
 	if err != nil {
-		return "", fmt.Errorf("read %s of the KIWI description %s: %w", name, o.Source, err)
+		return nil, fmt.Errorf("read %s of the KIWI description %s: %w", name, o.Source, err)
 	}
 	if !bytes.Equal(edited, config) {
 		target := filepath.Join(dir, filepath.FromSlash(name))
 		info, err := os.Stat(target)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		if err := os.Remove(target); err != nil { // a link of the user's must not be written through
-			return "", err
+			return nil, err
 		}
 		if err := os.WriteFile(target, edited, 0o600); err != nil {
-			return "", err
+			return nil, err
 		}
 		if err := os.Chmod(target, info.Mode()); err != nil { // whatever is replaced, it counts the same
-			return "", err
+			return nil, err
 		}
 	}
-	digest, err := settle(dir, filepath.FromSlash(name), identity, o.Epoch)
+	files, err := settle(dir, filepath.FromSlash(name), identity, o.Epoch)
 	if err != nil {
-		return "", fmt.Errorf("read the copy of the KIWI description %s: %w", o.Source, err)
+		return nil, fmt.Errorf("read the copy of the KIWI description %s: %w", o.Source, err)
 	}
-	return digest, nil
+	return files, nil
 }
 
 // makeDirectory makes a directory that everybody may read, whatever the umask is.

@@ -19,7 +19,9 @@ const gitTimeout = time.Minute
 
 // Checkout is what git knows of a directory in a work tree.
 type Checkout struct {
-	Epoch int64 // committer's time of HEAD, in seconds since 1970
+	Epoch int64  // committer's time of HEAD, in seconds since 1970
+	Top   string // of the work tree: an absolute path
+	Path  string // of the directory, relative to Top, with slashes; "." is Top itself
 	// Tracked are the permissions of what is tracked in the directory, by path: 0644
 	// or 0755 for a file. A checkout's own follow the umask of whoever made it.
 	Tracked map[string]fs.FileMode
@@ -50,7 +52,8 @@ func ReadCheckout(ctx context.Context, dir string) (*Checkout, error) {
 		}
 		return out, nil
 	}
-	if _, err := git("rev-parse", "--show-toplevel"); err != nil {
+	top, err := git("rev-parse", "--show-toplevel")
+	if err != nil {
 		switch text := err.Error(); {
 		case strings.Contains(text, "not a git repository (or any"):
 			return nil, nil //nolint:nilnil // documented
@@ -79,7 +82,14 @@ func ReadCheckout(ctx context.Context, dir string) (*Checkout, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask git for the files of %s: %w", dir, err)
 	}
-	return &Checkout{Epoch: epoch, Tracked: tracked}, nil
+	prefix, err := git("rev-parse", "--show-prefix")
+	if err != nil {
+		return nil, fmt.Errorf("ask git where %s is in its work tree: %w", dir, err)
+	}
+	return &Checkout{
+		Epoch: epoch, Tracked: tracked,
+		Top: strings.TrimSuffix(string(top), "\n"), Path: path.Clean(strings.TrimSuffix(string(prefix), "\n")),
+	}, nil
 }
 
 // parseTracked reads what `git ls-files --stage -z` prints: MODE OBJECT STAGE, a tab

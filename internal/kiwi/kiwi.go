@@ -32,6 +32,10 @@ type Options struct {
 	Lock       Lock
 	LockSource string
 
+	// Recipe is what the result says of how to build it again, nil when that is not
+	// known.
+	Recipe *Recipe
+
 	Name           string          // of the image; "" is the description's
 	Version        string          // of the image; "" is the description's
 	PackageSources []PackageSource // in place of the description's remote repositories
@@ -107,10 +111,11 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 		return nil, fmt.Errorf("%s has no packages for an image for %s: add them with --update-lock", o.LockSource, imageArchitecture())
 	}
 	description := filepath.Join(output.scratch, "description")
-	digest, err := o.stage(description)
+	files, err := o.stage(description)
 	if err != nil {
 		return nil, err
 	}
+	digest := DigestFiles(files)
 	snapshot, err := fromSnapshot(description)
 	if err != nil {
 		return nil, err
@@ -154,6 +159,7 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	builder.Inputs = Inputs{
 		SourceDateEpoch: o.Epoch, DescriptionSHA256: digest,
 		PackagesLocked: o.Lock != nil, PackagesSHA256: result.Used.digest(),
+		Recipe: o.Recipe, Files: listed(files),
 	}
 	if result.Builder, err = output.write("builder.json", builder.format()); err != nil {
 		return nil, err

@@ -33,6 +33,21 @@ type Inputs struct {
 	DescriptionSHA256 string // of the description: paths, permissions and contents
 	PackagesLocked    bool   // whether there was a lock
 	PackagesSHA256    string `json:",omitempty"` // of packages.lock in the output directory
+
+	Recipe *Recipe `json:",omitempty"` // absent when it is not known
+	Files  []File  `json:",omitempty"` // what the description is made of; absent when they are too many to list
+}
+
+// Recipe says what to build again, from a checkout of the source. Paths are relative to
+// its top, with slashes.
+type Recipe struct {
+	Template    string `json:",omitempty"` // that comes with this program; or
+	Description string `json:",omitempty"` // path of the description
+	Overlay     string `json:",omitempty"` // path of the overlay
+	Lock        string `json:",omitempty"` // path of the lock, where it is not the description's own
+	Name        string `json:",omitempty"` // that was asked for
+	Version     string `json:",omitempty"` // that was asked for
+	Serve       bool   `json:",omitempty"` // the attestation service was put into the image
 }
 
 // Bounds of what the container says of itself, in bytes and packages.

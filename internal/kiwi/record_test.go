@@ -2,6 +2,7 @@ package kiwi
 
 import (
 	"encoding/json"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -47,7 +48,7 @@ func TestBuilderPackages(t *testing.T) {
 	}
 	b := &Builder{Image: "a", Digest: "sha256:" + sumA, KIWI: "10.3.9", Packages: packages, Inputs: Inputs{SourceDateEpoch: 1764000000}}
 	var again Builder
-	if err := json.Unmarshal(b.format(), &again); err != nil || again.Inputs != b.Inputs || !slices.Equal(again.Packages, packages) {
+	if err := json.Unmarshal(b.format(), &again); err != nil || !reflect.DeepEqual(again.Inputs, b.Inputs) || !slices.Equal(again.Packages, packages) {
 		t.Errorf("read again it is %+v (%v)", again, err)
 	}
 }

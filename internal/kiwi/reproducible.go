@@ -51,11 +51,10 @@ func checkEpoch(epoch int64, now time.Time) error {
 var notIdentity = map[string]bool{"Dockerfile": true, "builder": true, LockName: true}
 
 // settle gives everything in a staged description the time of the image, and returns
-// the SHA-256 of the description in hex: of each entry's path, kind, permissions and
-// content, in the order of their paths. config counts in place of the content of the
-// file called configName.
-func settle(dir, configName string, config []byte, epoch int64) (string, error) {
-	hash := sha256.New()
+// what the description is made of, in the order of the paths. config counts in place of
+// the content of the file called configName.
+func settle(dir, configName string, config []byte, epoch int64) ([]File, error) {
+	var files []File
 	// WalkDir goes through the names of a directory in lexical order.
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
@@ -77,22 +76,21 @@ func settle(dir, configName string, config []byte, epoch int64) (string, error) 
 					return err
 				}
 			}
-			if err := addEntry(hash, path, name, info, content); err != nil {
+			file, err := describeFile(path, name, info, content)
+			if err != nil {
 				return err
 			}
+			files = append(files, file)
 		}
 		stamp := unix.NsecToTimespec(epoch * int64(time.Second))
 		return unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{stamp, stamp}, unix.AT_SYMLINK_NOFOLLOW)
 	})
-	if err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(hash.Sum(nil)), nil
+	return files, err
 }
 
-// addEntry adds an entry of a description to a hash, as a line with its path, kind,
-// permissions in octal, and SHA-256 or target.
-func addEntry(hash io.Writer, path, name string, info fs.FileInfo, content io.Reader) error {
+// describeFile describes an entry of a staged description, which is at path and called
+// name.
+func describeFile(path, name string, info fs.FileInfo, content io.Reader) (File, error) {
 	mode := info.Mode()
 	bits := mode.Perm()
 	for bit, flag := range map[fs.FileMode]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
@@ -102,31 +100,24 @@ func addEntry(hash io.Writer, path, name string, info fs.FileInfo, content io.Re
 	}
 	switch {
 	case mode.IsDir():
-		fmt.Fprintf(hash, "%q directory %o\n", name, bits)
+		return File{Path: name, Kind: "directory", Mode: fmt.Sprintf("%o", bits)}, nil
 	case mode&fs.ModeSymlink != 0:
 		target, err := os.Readlink(path)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(hash, "%q link %q\n", name, target)
+		return File{Path: name, Kind: "link", Target: target}, err
 	case mode.IsRegular():
 		if content == nil {
 			file, err := os.Open(path) //nolint:gosec // a path of the staged description
 			if err != nil {
-				return err
+				return File{}, err
 			}
 			defer file.Close()
 			content = file
 		}
 		sum := sha256.New()
-		if _, err := io.Copy(sum, content); err != nil {
-			return err
-		}
-		fmt.Fprintf(hash, "%q file %o %x\n", name, bits, sum.Sum(nil))
-	default:
-		return errors.New(name + " is neither a file, a directory nor a symbolic link")
+		_, err := io.Copy(sum, content)
+		return File{Path: name, Kind: "file", Mode: fmt.Sprintf("%o", bits), SHA256: hex.EncodeToString(sum.Sum(nil))}, err
 	}
-	return nil
+	return File{}, errors.New(name + " is neither a file, a directory nor a symbolic link")
 }
 
 // seed is what identifiers in an image are derived from.

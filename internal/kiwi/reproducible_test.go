@@ -47,11 +47,11 @@ func testDescription() fstest.MapFS {
 func staged(t *testing.T, o Options) (digest, dir string) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "staged")
-	digest, err := o.stage(dir)
+	files, err := o.stage(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return digest, dir
+	return DigestFiles(files), dir
 }
 
 // TestDescriptionDigest asks what a description's digest depends on.

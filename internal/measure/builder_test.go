@@ -21,7 +21,13 @@ const testBuilder = `{
     "SourceDateEpoch": 1764000000,
     "DescriptionSHA256": "fbaf1268c9a4b71d49d89594068123672ad7a4c8de72a71a88fb4e65224a392a",
     "PackagesLocked": true,
-    "PackagesSHA256": "f29fee3156c91a86cfbae436336d90324c54b805558070e93d70e3ffef10bc86"
+    "PackagesSHA256": "f29fee3156c91a86cfbae436336d90324c54b805558070e93d70e3ffef10bc86",
+    "Recipe": {"Description": "image", "Overlay": "files", "Lock": "locks/image.lock", "Name": "app", "Version": "1.2.3", "Serve": true},
+    "Files": [
+      {"Path": ".", "Kind": "directory", "Mode": "755"},
+      {"Path": "config.xml", "Kind": "file", "Mode": "644", "SHA256": "f29fee3156c91a86cfbae436336d90324c54b805558070e93d70e3ffef10bc86"},
+      {"Path": "root/etc/localtime", "Kind": "link", "Target": "/usr/share/zoneinfo/UTC"}
+    ]
   }
 }`
 
@@ -68,6 +74,13 @@ func TestBuilderRefuses(t *testing.T) {
 		{"description", `"fbaf`, `"f`, "no digest"},
 		{"twice", `"KIWI"`, `"KIWI": "1", "KIWI"`, "KIWI"},
 		{"type", `1764000000`, `"now"`, "cannot unmarshal"},
+		{"path that climbs", `"image"`, `"../image"`, "leads out of the source"},
+		{"absolute path", `"files"`, `"/files"`, "leads out of the source"},
+		{"template and description", `"Description": "image"`, `"Template": "debian", "Description": "image"`, "not one of"},
+		{"nothing to build", `"Description": "image", `, ``, "not one of"},
+		{"kind", `"Kind": "link"`, `"Kind": "socket"`, "not described"},
+		{"mode", `"Mode": "644"`, `"Mode": "rw"`, "not described"},
+		{"file that climbs", `"config.xml"`, `"../config.xml"`, "not described"},
 		{"size", "  ", strings.Repeat(" ", maxBuilderBytes), "larger than"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
