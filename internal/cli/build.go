@@ -318,27 +318,36 @@ func (f buildFlags) source(ctx context.Context, o *kiwi.Options) (told string, e
 	return fmt.Sprintf("the image's time is %s (%s)", time.Unix(o.Epoch, 0).UTC().Format(time.RFC3339), told), nil
 }
 
-// build builds an image, with KIWI's log in a group that folds on Actions.
-func (a *app) build(ctx context.Context, f buildFlags) (*kiwi.Result, error) {
-	o, err := a.options(f)
-	if err != nil {
-		return nil, err
-	}
-	told, err := f.source(ctx, &o)
-	if err != nil {
-		return nil, err
-	}
+// runBuild has KIWI build, with its log below what is told in a group that folds on
+// Actions.
+func (a *app) runBuild(ctx context.Context, o kiwi.Options, told ...string) (*kiwi.Result, error) {
 	o.Log = io.Discard
 	if !a.quiet {
 		o.Log = a.stderr
 		end := gha.Group(a.stderr, "Build "+o.Source+" with KIWI NG")
 		defer end()
-		fmt.Fprintln(a.stderr, told)
-		if o.Lock == nil && !f.updateLock {
-			fmt.Fprintln(a.stderr, "the packages are not locked: the image has what its package sources have now")
+		for _, line := range told {
+			fmt.Fprintln(a.stderr, line)
 		}
 	}
-	result, err := kiwi.Build(ctx, o)
+	return kiwi.Build(ctx, o)
+}
+
+// build builds an image.
+func (a *app) build(ctx context.Context, f buildFlags) (*kiwi.Result, error) {
+	o, err := a.options(f)
+	if err != nil {
+		return nil, err
+	}
+	at, err := f.source(ctx, &o)
+	if err != nil {
+		return nil, err
+	}
+	told := []string{at}
+	if o.Lock == nil && !f.updateLock {
+		told = append(told, "the packages are not locked: the image has what its package sources have now")
+	}
+	result, err := a.runBuild(ctx, o, told...)
 	if err != nil {
 		return nil, err
 	}

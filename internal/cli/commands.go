@@ -16,6 +16,7 @@ func commands(a *app) []*cobra.Command {
 		newPullCommand(a),
 		newAttestCommand(a),
 		newVerifyCommand(a),
+		newRebuildCommand(a),
 		newKMSPolicyCommand(a),
 		newRegisterAMICommand(a),
 		newDeregisterAMICommand(a),

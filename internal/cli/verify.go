@@ -194,7 +194,7 @@ func tellVerified(ref artifact.Reference, verdict *attest.Verdict) error {
 // verify opens an artifact and checks it, its attestations, and that it says of
 // itself what is attested. The verdict may be that it does not verify: only one
 // without a failed check says something about the artifact.
-func (f *verifyFlags) verify(ctx context.Context, reference string, options ...artifact.Option) (*artifact.Artifact, *attest.Verdict, error) {
+func (f *verifyFlags) verify(ctx context.Context, reference string) (*artifact.Artifact, *attest.Verdict, error) {
 	ref, err := artifact.ParseReference(reference)
 	if err != nil {
 		return nil, nil, usageError{err}
@@ -210,7 +210,7 @@ func (f *verifyFlags) verify(ctx context.Context, reference string, options ...a
 	if err != nil {
 		return nil, nil, err
 	}
-	image, err := artifact.Open(ctx, ref, options...)
+	image, err := artifact.Open(ctx, ref)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -107,8 +107,8 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	if err := o.checkSpace(output.path); err != nil {
 		return nil, fmt.Errorf("build %s: %w", o.Source, err)
 	}
-	if o.Lock != nil && len(o.Lock[imageArchitecture()]) == 0 {
-		return nil, fmt.Errorf("%s has no packages for an image for %s: add them with --update-lock", o.LockSource, imageArchitecture())
+	if o.Lock != nil && len(o.Lock[Architecture()]) == 0 {
+		return nil, fmt.Errorf("%s has no packages for an image for %s: add them with --update-lock", o.LockSource, Architecture())
 	}
 	description := filepath.Join(output.scratch, "description")
 	files, err := o.stage(description)
@@ -141,7 +141,7 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 		output:      filepath.Join(output.scratch, "output"),
 		tools:       filepath.Join(output.scratch, "tools"),
 		epoch:       o.Epoch,
-		seed:        seed(digest, o.Epoch, imageArchitecture()),
+		seed:        seed(digest, o.Epoch, Architecture()),
 		// What a lock or a snapshot has does not become wrong with time.
 		checkDates: o.Lock == nil && !snapshot,
 	}
@@ -174,14 +174,14 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 
 // run runs KIWI and moves its results to where they belong.
 func (o *Options) run(ctx context.Context, c *container, output *outputDir) (*Result, error) {
-	if err := c.prepare(o.Lock[imageArchitecture()]); err != nil {
+	if err := c.prepare(o.Lock[Architecture()]); err != nil {
 		return nil, err
 	}
 	runErr := c.build(ctx)
 	log, logErr := output.keep(filepath.Join(c.output, "kiwi.log"), "kiwi.log")
 	used, usedErr := c.used()
 	if usedErr == nil && o.Lock != nil && ctx.Err() == nil {
-		if changes := comparePackages(o.Lock[imageArchitecture()], used, runErr != nil); len(changes) > 0 {
+		if changes := comparePackages(o.Lock[Architecture()], used, runErr != nil); len(changes) > 0 {
 			return nil, errors.Join(fmt.Errorf("build %s: %w", o.Source, &LockError{Lock: o.LockSource, Changes: changes}), c.clean())
 		}
 	}
@@ -201,7 +201,7 @@ func (o *Options) run(ctx context.Context, c *container, output *outputDir) (*Re
 	}
 	result := &Result{Log: log, BuilderImage: c.image}
 	if used != nil {
-		result.Used = Lock{imageArchitecture(): used}
+		result.Used = Lock{Architecture(): used}
 	}
 	content, err := readBounded(os.DirFS(filepath.Join(c.output, "build")), "kiwi.result.json", maxResultBytes)
 	if err != nil {

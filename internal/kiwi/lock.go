@@ -135,11 +135,11 @@ func (l Lock) Format() []byte {
 // ImageSHA256 is the SHA-256, in hex, of what a build here that used all of the lock
 // would write as packages.lock; "" when the lock has no packages for it.
 func (l Lock) ImageSHA256() string {
-	packages := l[imageArchitecture()]
+	packages := l[Architecture()]
 	if len(packages) == 0 {
 		return ""
 	}
-	return Lock{imageArchitecture(): packages}.digest()
+	return Lock{Architecture(): packages}.digest()
 }
 
 // digest is the SHA-256 of a lock in hex, "" for none.

@@ -126,9 +126,9 @@ func seed(description string, epoch int64, architecture string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// imageArchitecture is that of the images that are built here, as KIWI calls it:
-// KIWI runs the image's own programs.
-func imageArchitecture() string {
+// Architecture is that of the images that are built here, x86_64 or aarch64: KIWI runs
+// the image's own programs.
+func Architecture() string {
 	switch runtime.GOARCH {
 	case "amd64":
 		return "x86_64"
