@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
+
 	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
@@ -36,6 +38,7 @@ type Reported struct {
 type Verdict struct {
 	Checks       []Check    `json:"checks"`
 	Attestations []Reported `json:"attestations"`
+	Votes        []Vote     `json:"votes,omitempty"` // of builders, where they were counted
 	// Notes say what went wrong on the way without deciding anything: a source
 	// that could not be asked.
 	Notes []string `json:"notes,omitempty"`
@@ -44,6 +47,8 @@ type Verdict struct {
 	// Origin is what the certificate of that document's signer says; empty
 	// without Measurements.
 	Origin Origin `json:"-"`
+
+	signer certificate.Summary // of Measurements
 }
 
 // Origin is where an artifact comes from, as the certificate of a signer says.
@@ -128,7 +133,7 @@ func Verify(ctx context.Context, trust *Trust, expected Expectation, sha256 stri
 		}
 	}
 	if f := best[PredicateMeasurements]; good(f) {
-		v.Measurements = f.Predicate
+		v.Measurements, v.signer = f.Predicate, f.Certificate
 		if c := f.Certificate; !expected.Local {
 			v.Origin = Origin{Repository: c.SourceRepositoryURI, Commit: c.SourceRepositoryDigest, Ref: c.SourceRepositoryRef, Workflow: c.BuildSignerURI}
 		}

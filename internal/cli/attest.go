@@ -27,6 +27,7 @@ type attestFlags struct {
 	bundleOutput               string
 	audit                      string
 	release                    string
+	rebuilt                    string
 	storageRecord              bool
 	urls                       instanceURLs
 }
@@ -83,6 +84,11 @@ read; a private one with GitHub's, and a tenant of ghe.com with its own;
 The job needs the permissions id-token: write, attestations: write, and
 packages: write for ghcr.io.
 
+--rebuilt is for a second builder, who did not make the artifact: it attests the
+measurements alone, after they were compared with those that rebuild --measurements
+wrote, and stores the bundle with the builder's own repository on GitHub (verify
+artifact --builder looks there), not beside the artifact.
+
 --sbom adds a statement of what is installed, as sbom or another tool lists it.
 
 --local-trust signs without GitHub, with throw-away keys in DIR that are made
@@ -90,6 +96,7 @@ when there are none. Such an attestation proves only that the holder of DIR
 signed; nothing but --local-trust DIR verifies it.`,
 		Example: `  attestable-image attest ghcr.io/owner/image@sha256:...
   attestable-image attest --bundle-output bundles.jsonl ghcr.io/owner/image@sha256:...
+  attestable-image attest --rebuilt rebuilt.json ghcr.io/owner/image@sha256:...
   attestable-image attest --local-trust trust oci:layout@sha256:...`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
@@ -109,6 +116,7 @@ signed; nothing but --local-trust DIR verifies it.`,
 	flags.StringVar(&f.audit, "audit", "", "attest this audit report, too: `FILE` that inspect --audit-output wrote for the artifact's disk")
 	flags.StringVar(&f.release, "release", "", "add the bundles to the release with this `TAG`, too, as attestations-DIGEST.jsonl; needs contents: write")
 	flags.BoolVar(&f.storageRecord, "storage-record", true, "tell the organization's page of linked artifacts where the artifact is; needs artifact-metadata: write")
+	flags.StringVar(&f.rebuilt, "rebuilt", "", "attest as a second builder that the disk was built again: `FILE` that rebuild --measurements wrote")
 	f.urls.add(flags)
 	flags.StringVar(&f.bundleOutput, "bundle-output", "", "append the bundles to `FILE`, one a line")
 	return cmd
@@ -120,6 +128,10 @@ func (f *attestFlags) validate() error {
 		return usagef("--local-trust signs without any Sigstore deployment: leave out --signing-config, --trusted-root and URLs")
 	case f.localTrust != "" && f.release != "":
 		return usagef("what a local trust root signs is nothing for a release: leave out --release")
+	case f.rebuilt != "" && f.localTrust != "":
+		return usagef("a local trust root says nothing of who built: --rebuilt needs the identity of a job")
+	case f.rebuilt != "" && (f.release != "" || f.audit != "" || strings.Join(f.sboms, "") != ""):
+		return usagef("a second builder attests the measurements and nothing else: leave out --release, --audit and --sbom")
 	case f.signingConfig != "" && f.urls.given():
 		return usagef("--signing-config names the services already: leave out --fulcio-url, --rekor-url, --rekor-version, --timestamp-server-url and --oidc-issuer")
 	case f.urls.given() && f.urls.fulcio == "":
@@ -168,6 +180,11 @@ func (a *app) attest(ctx context.Context, f attestFlags, reference string) error
 	if err != nil {
 		return err
 	}
+	if f.rebuilt != "" {
+		if err := checkRebuilt(f.rebuilt, image, doc); err != nil {
+			return err
+		}
+	}
 	provenance, err := attest.AddDependencies(job.provenance, dependencies(doc.Builder))
 	if err != nil {
 		return err
@@ -182,6 +199,9 @@ func (a *app) attest(ctx context.Context, f attestFlags, reference string) error
 	attestations := []*attestation{
 		{predicateType: attest.PredicateProvenance, predicate: provenance},
 		{predicateType: attest.PredicateMeasurements, predicate: measurements},
+	}
+	if f.rebuilt != "" {
+		attestations = attestations[1:] // whose provenance it is, somebody else says
 	}
 	attestations = append(attestations, sbomAttestations(sboms)...)
 	if auditReport != nil {
@@ -215,7 +235,7 @@ func (a *app) attest(ctx context.Context, f attestFlags, reference string) error
 	if err := job.outputs(attestations); err != nil {
 		return err
 	}
-	if !f.storageRecord {
+	if !f.storageRecord || f.rebuilt != "" {
 		return nil
 	}
 	return a.record(ctx, job, image.Reference, image.Manifest.Annotations[artifact.AnnotationVersion])
@@ -260,6 +280,26 @@ func checkBeforeAttesting(image *artifact.Artifact, measurements []byte) (*measu
 		}
 	}
 	return doc, nil
+}
+
+// checkRebuilt compares what a second builder measured with what the artifact says.
+func checkRebuilt(path string, image *artifact.Artifact, doc *measure.Document) error {
+	content, err := readBounded(path, maxMeasurements)
+	if err != nil {
+		return usagef("read what was built again: %w", err)
+	}
+	rebuilt, err := measure.ParseDocument(content)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if doc.Disk == nil {
+		return fmt.Errorf("attest %s: its measurements do not say which disk they are of", image.Reference)
+	}
+	if differences := measure.Compare(doc, rebuilt); len(differences) > 0 {
+		d := differences[0]
+		return fmt.Errorf("attest %s: what was built again is another image: %s is %s in the artifact and %s in %s", image.Reference, d.Field, d.Attested, d.Measured, path)
+	}
+	return nil
 }
 
 // dependencies are what the disk was built with and from, for the provenance, beside

@@ -52,6 +52,9 @@ func (j *job) stores(ctx context.Context, f attestFlags, ref artifact.Reference)
 			},
 		})
 	}
+	if f.rebuilt != "" {
+		return stores, nil // the place of the artifact is somebody else's
+	}
 	beside := attestationStore{
 		name:  "the registry",
 		again: "beside " + ref.String(),

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -152,7 +153,7 @@ func (f *instanceFlags) policy(remote bool) (p nitrotpm.Policy, err error) {
 	if images > 0 && f.anyImage {
 		return p, usagef("--any-image cannot be given together with --artifact, --measurements or --pcr")
 	}
-	if len(f.artifacts) == 0 && f.whose != (verifyFlags{bundleFrom: "auto"}) {
+	if len(f.artifacts) == 0 && !reflect.DeepEqual(f.whose, verifyFlags{bundleFrom: "auto"}) {
 		return p, usagef("the flags that say who must have signed are about --artifact: give one, or leave them out")
 	}
 	p = nitrotpm.Policy{AnyNonce: f.anyNonce, AnyPCRs: f.anyImage, MaxAge: f.maxAge}

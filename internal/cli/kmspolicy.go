@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -237,7 +238,7 @@ func checkVerifies(v *verifyFlags, args []string) error {
 	if !slices.ContainsFunc(args, isFile) || slices.ContainsFunc(args, func(arg string) bool { return !isFile(arg) }) {
 		return nil
 	}
-	if *v != (verifyFlags{bundleFrom: "auto", format: v.format}) {
+	if !reflect.DeepEqual(*v, verifyFlags{bundleFrom: "auto", format: v.format}) {
 		return usagef("%s is a file, and nobody signed a file: give the artifact's reference, or leave out the flags that say who must have signed", args[0])
 	}
 	return nil

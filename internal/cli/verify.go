@@ -51,6 +51,8 @@ type verifyFlags struct {
 	bundle, bundleFrom                       string
 	bundleFromOCI                            bool
 	remeasure                                bool
+	builders                                 []string
+	requireBuilders                          int
 	format                                   string
 	predict                                  predictFlags
 }
@@ -70,12 +72,18 @@ The bundles are taken from --bundle, or from the registry, or from GitHub when
 the registry has none that will do; neither needs an account for what is
 public. They are verified with the public trust root, or with --trusted-root.
 
+--builder names repositories of others who built the artifact again (rebuild) and
+attest the same measurements. Of them and the signer, --require-builders must, each
+of another owner.
+
 The result is a table of checks. Exit status 1 says that one does not hold. In a
 job of GitHub Actions the outputs artifact, digest, pcr4, pcr7, pcr11, pcr12 and
 measurements are set when all hold.`,
 		Example: `  attestable-image verify artifact ghcr.io/owner/image:v1 --repo owner/image
   attestable-image verify artifact ghcr.io/owner/image:v1 --repo owner/image \
       --signer-workflow owner/image/.github/workflows/image.yml --source-ref refs/heads/main --remeasure
+  attestable-image verify artifact ghcr.io/owner/image:v1 --repo owner/image \
+      --builder alice/rebuild --builder bob/rebuild --require-builders 2
   attestable-image verify artifact oci:layout --local-trust trust`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
@@ -116,6 +124,8 @@ func (f *verifyFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.localTrust, "local-trust", "", "accept only what the local trust root in `DIR` signed")
 	flags.StringVar(&f.bundle, "bundle", "", "`FILE` of Sigstore bundles, one a line")
 	flags.StringVar(&f.bundleFrom, "bundle-from", "auto", "where to fetch bundles: registry, github or auto")
+	flags.StringArrayVar(&f.builders, "builder", nil, "`OWNER/REPO` of somebody else who built it again and attests the same, or OWNER/REPO/PATH of the workflow; may be repeated")
+	flags.IntVar(&f.requireBuilders, "require-builders", 0, "`NUMBER` of builders of different owners that must attest it, the signer among them (default: the signer and every --builder)")
 	flags.BoolVar(&f.bundleFromOCI, "bundle-from-oci", false, "the same as --bundle-from=registry, as gh calls it")
 	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		switch name {
@@ -220,6 +230,9 @@ func (f *verifyFlags) verify(ctx context.Context, reference string) (*artifact.A
 		return nil, nil, err
 	}
 	verdict, err := attest.Verify(ctx, trust, expected, digest.Hex, sources...)
+	if err == nil && f.voting() {
+		err = f.vote(ctx, trust, expected, verdict, image.Reference)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -290,10 +303,15 @@ func (f *verifyFlags) validate() error {
 		return usagef("--bundle and --bundle-from cannot be given together")
 	case f.localTrust != "" && f.trustedRoot != "":
 		return usagef("--local-trust and --trusted-root cannot be given together")
+	case f.localTrust != "" && f.voting():
+		return usagef("what a local trust root signs is nobody's vote: leave out --builder and --require-builders")
+	case f.requireBuilders < 0 || f.requireBuilders > 1+len(f.builders):
+		return usagef("--require-builders=%d: there are the signer and %d of --builder: name more, or require from 1 to %d", f.requireBuilders, len(f.builders), 1+len(f.builders))
 	case f.localTrust != "" && f.bundleFrom == "github":
 		return usagef("GitHub keeps nothing that a local trust root signed: leave out --bundle-from")
 	}
-	return nil
+	_, err := f.namedBuilders()
+	return err
 }
 
 func (f *verifyFlags) trust(ctx context.Context, host attest.Host) (*attest.Trust, error) {
@@ -321,7 +339,7 @@ func (f *verifyFlags) sources(ref artifact.Reference, expected attest.Expectatio
 	if ref.IsLayout() {
 		registry.Name = "the layout"
 	}
-	github := attest.Source{Name: "GitHub", Fetch: func(ctx context.Context) ([]attest.Candidate, error) {
+	github := attest.Source{Name: gitHubName, Fetch: func(ctx context.Context) ([]attest.Candidate, error) {
 		return gitHubAt(expected.Host).Bundles(ctx, expected.Scope(), ref.Digest.Hex)
 	}}
 	switch {
