@@ -48,7 +48,7 @@ func checkEpoch(epoch int64, now time.Time) error {
 
 // notIdentity are entries of a description that say how and of what an image is
 // built, and that KIWI does not read. They do not change its identifiers.
-var notIdentity = map[string]bool{"Dockerfile": true, "builder": true, LockName: true}
+var notIdentity = map[string]bool{"Dockerfile": true, "builder": true, LockName: true, ".git": true}
 
 // settle gives everything in a staged description the time of the image, and returns
 // what the description is made of, in the order of the paths. config counts in place of

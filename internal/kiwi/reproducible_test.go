@@ -71,6 +71,8 @@ func TestDescriptionDigest(t *testing.T) {
 		}},
 		{"builder", true, func(_ *Options, d fstest.MapFS) { d["builder/kiwi.yml"].Data = []byte("y") }},
 		{"Dockerfile", true, func(_ *Options, d fstest.MapFS) { d["Dockerfile"].Data = nil }},
+		{"git's directory", true, func(_ *Options, d fstest.MapFS) { d[".git/HEAD"] = &fstest.MapFile{Data: []byte("x"), Mode: 0o644} }},
+		{"git's file in the image", false, func(_ *Options, d fstest.MapFS) { d["root/.git"] = &fstest.MapFile{Mode: 0o644} }},
 		{"lock", true, func(_ *Options, d fstest.MapFS) { delete(d, "packages.lock") }},
 		{"overlay of the same", true, func(o *Options, _ fstest.MapFS) { o.Overlay = overlay }},
 		{"time of a file", true, func(_ *Options, d fstest.MapFS) { d["config.sh"].ModTime = time.Unix(1e9, 0) }},
