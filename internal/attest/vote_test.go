@@ -158,3 +158,13 @@ func TestParseBuilder(t *testing.T) {
 		}
 	}
 }
+
+func FuzzParseBuilder(f *testing.F) {
+	f.Add("a/b/.github/workflows/c.yml@refs/heads/main")
+	f.Fuzz(func(t *testing.T, text string) {
+		b, err := ParseBuilder(text)
+		if err == nil && (b.String() != text || !strings.HasPrefix(text, b.Repository)) {
+			t.Errorf("%q is %+v", text, b)
+		}
+	})
+}

@@ -136,3 +136,40 @@ func TestBuildTime(t *testing.T) {
 		t.Error("a time that is none is taken")
 	}
 }
+
+// TestRecipe asks what a build says of how to do it again.
+func TestRecipe(t *testing.T) {
+	t.Setenv("SOURCE_DATE_EPOCH", "")
+	tree, _ := sourceTree(t)
+	other, _ := sourceTree(t)
+	plain := t.TempDir()
+	t.Setenv("GIT_CEILING_DIRECTORIES", filepath.Dir(plain))
+	in := func(dir, name string) string { return filepath.Join(dir, name) }
+	for _, tc := range []struct {
+		name  string
+		flags buildFlags
+		want  *kiwi.Recipe
+	}{
+		{"template", buildFlags{template: "debian", serve: true}, &kiwi.Recipe{Template: "debian", Serve: true}},
+		{"template and overlay", buildFlags{template: "debian", overlay: in(tree, "files")}, &kiwi.Recipe{Template: "debian", Overlay: "files"}},
+		{"description", buildFlags{description: in(tree, "image"), name: "a", version: "1.0.0"}, &kiwi.Recipe{Description: "image", Name: "a", Version: "1.0.0"}},
+		{"the top", buildFlags{description: tree}, &kiwi.Recipe{Description: "."}},
+		{"a lock", buildFlags{description: in(tree, "image"), lock: in(tree, "locks/image.lock")}, &kiwi.Recipe{Description: "image", Lock: "locks/image.lock"}},
+		{"a lock that is written", buildFlags{description: in(tree, "image"), lock: in(tree, "locks/image.lock"), updateLock: true}, &kiwi.Recipe{Description: "image"}},
+		{"a lock of another tree", buildFlags{description: in(tree, "image"), lock: in(other, "locks/image.lock")}, &kiwi.Recipe{Description: "image"}},
+		{"a lock that git does not track", buildFlags{description: in(tree, "image"), lock: in(tree, "locks/none.lock")}, &kiwi.Recipe{Description: "image"}},
+		{"two trees", buildFlags{description: in(tree, "image"), overlay: in(other, "files")}, nil},
+		{"no tree", buildFlags{description: plain}, nil},
+		{"an overlay of no tree", buildFlags{template: "debian", overlay: plain}, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var o kiwi.Options
+			if _, err := tc.flags.source(t.Context(), &o); err != nil {
+				t.Fatal(err)
+			}
+			if (o.Recipe == nil) != (tc.want == nil) || o.Recipe != nil && *o.Recipe != *tc.want {
+				t.Errorf("the recipe is %+v, want %+v", o.Recipe, tc.want)
+			}
+		})
+	}
+}

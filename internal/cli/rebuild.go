@@ -288,7 +288,10 @@ func (a *app) checkout(ctx context.Context, f rebuildFlags, origin attest.Origin
 	}
 	dir := filepath.Join(work, "source")
 	a.say("fetch %s at %s", repository, origin.Commit)
-	return dir, source.Fetch(ctx, repository, origin.Commit, dir)
+	if err := source.Fetch(ctx, repository, origin.Commit, dir); err != nil {
+		return "", fmt.Errorf("%w; a checkout of your own is named with --source", err)
+	}
+	return dir, nil
 }
 
 // within makes the paths of the source those of the checkout at top. The source may
