@@ -150,7 +150,7 @@ func (a *app) rebuild(ctx context.Context, f rebuildFlags, reference string) err
 	if err != nil {
 		return fail(err)
 	}
-	again, err := a.measureAgain(ctx, image, attested, built)
+	again, err := a.measureAgain(ctx, attested, built)
 	if err != nil {
 		return fail(err)
 	}
@@ -366,19 +366,11 @@ func told(differences []string) string {
 	return strings.Join(differences, "; ")
 }
 
-// measureAgain measures a disk as the attested one was measured.
-func (a *app) measureAgain(ctx context.Context, image *artifact.Artifact, attested *measure.Document, built *kiwi.Result) (*measure.Document, error) {
+// measureAgain measures a disk as the attested one was measured, but with Secure Boot
+// off: a disk that was just built is not signed.
+func (a *app) measureAgain(ctx context.Context, attested *measure.Document, built *kiwi.Result) (*measure.Document, error) {
 	options := measure.Options{
 		Bank: attested.Measurements.HashAlgorithm, Arch: attested.Architecture, PCRs: slices.Sorted(maps.Keys(attested.Measurements.PCRs)),
-	}
-	if attested.SecureBoot.Enabled {
-		store, err := image.UEFIData(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if options.SecureBoot, err = variablesInStore(store); err != nil {
-			return nil, err
-		}
 	}
 	d, err := disk.Open(built.Disk)
 	if err != nil {

@@ -213,6 +213,29 @@ func TestRebuild(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a signed disk", func(t *testing.T) {
+		out := t.TempDir()
+		must := func(args ...string) string {
+			t.Helper()
+			status, stdout, stderr := executeHere(t, append(args, "--quiet")...)
+			if status != 0 {
+				t.Fatalf("%q: status %d: %s", args, status, stderr)
+			}
+			return strings.TrimSpace(stdout)
+		}
+		signed := must("build", "--description", filepath.Join(tree, "image"), "--builder-image", "fake", "--output", filepath.Join(out, "image"))
+		keys := filepath.Join(out, "keys")
+		must("sign", "--create-keys", keys, signed)
+		measurements := filepath.Join(out, "measurements.json")
+		writeFile(t, measurements, must("measure", "--format", "json", "--builder", filepath.Join(out, "image/builder.json"),
+			"--PK", filepath.Join(keys, "PK.esl"), "--KEK", filepath.Join(keys, "KEK.esl"), "--db", filepath.Join(keys, "db.esl"), signed), 0o644)
+		pushed := must("push", "--measurements", measurements, signed, "oci:"+filepath.Join(out, "layout"))
+		must("attest", "--local-trust", trust, pushed)
+		status, report, said := executeHere(t, "rebuild", "--local-trust", trust, "--source", tree, "--builder-image", "fake", pushed)
+		if status != 1 || !strings.Contains(report, "the images of the boot chain are the same but for signatures") || strings.Contains(report, "PCR") || !strings.Contains(report, "is signed for Secure Boot") {
+			t.Errorf("status %d: %s%s", status, report, said)
+		}
+	})
 	t.Run("another artifact", func(t *testing.T) {
 		other := filepath.Join(t.TempDir(), "trust")
 		if status, _, said := executeHere(t, "attest", "--quiet", "--local-trust", other, reference); status != 0 {
