@@ -147,7 +147,22 @@ func TestAction(t *testing.T) {
 			t.Error("the log shows the token")
 		}
 	})
-	t.Run("provenance", func(t *testing.T) { a.saysWhatGitHubSays(t, run) })
+	t.Run("provenance", func(t *testing.T) {
+		content, err := os.ReadFile(filepath.Join(keep, "measurements.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		doc, err := measure.ParseDocument(content)
+		if err != nil || doc.Builder == nil {
+			t.Fatalf("the measurements name no builder: %v", err)
+		}
+		digest := func(sha256 string) map[string]any { return map[string]any{"sha256": sha256} }
+		a.saysWhatGitHubSays(t, run,
+			map[string]any{"name": "builder", "uri": "oci://" + doc.Builder.Image, "digest": digest(strings.TrimPrefix(doc.Builder.Digest, "sha256:"))},
+			map[string]any{"name": "builder packages", "digest": digest(doc.Builder.PackagesSHA256)},
+			map[string]any{"name": "description", "digest": digest(doc.Builder.Inputs.DescriptionSHA256)},
+			map[string]any{"name": "packages", "digest": digest(doc.Builder.Inputs.PackagesSHA256)})
+	})
 	t.Run("audit", func(t *testing.T) {
 		ghVerify(t, stack, run, "oci://"+a.reference, attest.PredicateAudit, nil, "--bundle", a.bundleFile(t, attest.PredicateAudit)).accepts(t)
 		cosignVerify(t, stack, run, a.reference, attest.PredicateAudit).accepts(t)

@@ -94,8 +94,9 @@ jobs:
 }
 
 // saysWhatGitHubSays compares the provenance in the artifact's bundles, member by
-// member and in both directions, with GitHub's for this job.
-func (a *artifact) saysWhatGitHubSays(t *testing.T, job testenv.Run) {
+// member and in both directions, with GitHub's for this job. Of a build by the action
+// the builder and the inputs follow the source.
+func (a *artifact) saysWhatGitHubSays(t *testing.T, job testenv.Run, further ...any) {
 	t.Helper()
 	claims := job.Claims()
 	claim := func(name string) string { return claims[name].(string) }
@@ -119,9 +120,9 @@ func (a *artifact) saysWhatGitHubSays(t *testing.T, job testenv.Run) {
 					"repository_owner_id": claim("repository_owner_id"),
 					"runner_environment":  claim("runner_environment"),
 				}},
-				"resolvedDependencies": []any{map[string]any{
+				"resolvedDependencies": append([]any{map[string]any{
 					"uri": "git+" + repository + "@" + claim("ref"), "digest": map[string]any{"gitCommit": claim("sha")},
-				}},
+				}}, further...),
 			},
 			"runDetails": map[string]any{
 				"builder":  map[string]any{"id": server + "/" + claim("job_workflow_ref")},

@@ -150,7 +150,12 @@ func startServe(t *testing.T, program, device string) (url string, kill func()) 
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}
-	t.Cleanup(kill)
+	t.Cleanup(func() {
+		kill()
+		if content, err := os.ReadFile(log); err == nil && t.Failed() {
+			t.Logf("serve says:\n%s", content)
+		}
+	})
 	address := regexp.MustCompile(`"address":"([^"]+)"`)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
