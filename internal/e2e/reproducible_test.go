@@ -50,7 +50,11 @@ func TestReproducible(t *testing.T) {
 	if one.Inputs.PackagesLocked || !two.Inputs.PackagesLocked {
 		t.Error("builder.json does not say which build had a lock")
 	}
-	one.Inputs.PackagesLocked = true
+	// How to build it again only the command knows, which did not build the first one.
+	if two.Inputs.Recipe == nil || two.Inputs.Recipe.Template != "debian" {
+		t.Errorf("builder.json does not say how to build it again: %+v", two.Inputs.Recipe)
+	}
+	one.Inputs.PackagesLocked, one.Inputs.Recipe = true, two.Inputs.Recipe
 	if !reflect.DeepEqual(one, two) {
 		t.Errorf("builder.json says\n%+v and\n%+v", one, two)
 	}

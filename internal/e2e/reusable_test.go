@@ -40,7 +40,7 @@ case $1 in
     echo '{"disk_image":{"filename":"/output/build/image.x86_64-1.0.0.raw"}}' > "$output/build/kiwi.result.json"
     echo "KIWI (next generation) version 10.2.33" > "$output/builder.kiwi"
     echo "kiwi 10.2.33 amd64" > "$output/builder.packages"
-    echo "built at $SOURCE_DATE_EPOCH" > "$output/kiwi.log"
+    echo built > "$output/kiwi.log"
     ;;
   *) exit 1 ;;
 esac
