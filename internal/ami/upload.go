@@ -58,6 +58,7 @@ func (i *Image) stream(ctx context.Context, disk io.Reader, policy zeroPolicy, p
 	}
 	size := i.document.Disk.Size
 
+	whole := false // set before read is closed, unless reading failed
 	group.Go(func() error {
 		defer close(read)
 		for offset := int64(0); ; offset += BlockSize {
@@ -90,6 +91,7 @@ func (i *Image) stream(ctx context.Context, disk io.Reader, policy zeroPolicy, p
 				}
 			}
 			if ended {
+				whole = true
 				return nil
 			}
 		}
@@ -111,6 +113,9 @@ func (i *Image) stream(ctx context.Context, disk io.Reader, policy zeroPolicy, p
 		}
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
+		}
+		if !whole {
+			return nil // why is the reader's to say, whose return cancels ctx after read is closed
 		}
 		if got := hex.EncodeToString(hash.Sum(nil)); got != i.document.Disk.SHA256 {
 			return fmt.Errorf("the disk is not the one that is attested: its SHA-256 is %s, and %s is attested", got, i.document.Disk.SHA256)
