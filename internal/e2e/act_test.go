@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"io"
 	"maps"
@@ -23,11 +24,7 @@ const workflowPath = ".github/workflows/image.yml"
 // push to it starts.
 func checkout(t *testing.T, workflow string) (string, testenv.Run) {
 	t.Helper()
-	top := strings.TrimSpace(git(t, ".", "rev-parse", "--show-toplevel"))
-	dir := t.TempDir()
-	for name := range strings.SplitSeq(strings.TrimSuffix(git(t, top, "ls-files", "-z"), "\x00"), "\x00") {
-		copyFile(t, filepath.Join(top, name), filepath.Join(dir, name))
-	}
+	dir := copyModule(t)
 	// The module's own workflows are another matter.
 	if err := os.RemoveAll(filepath.Join(dir, ".github/workflows")); err != nil {
 		t.Fatal(err)
@@ -38,11 +35,30 @@ func checkout(t *testing.T, workflow string) (string, testenv.Run) {
 	if err := os.WriteFile(filepath.Join(dir, workflowPath), []byte(workflow), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return dir, commit(t, dir)
+}
+
+// copyModule copies this module's tracked files, as they are in the working tree, to a
+// directory, and returns it.
+func copyModule(t *testing.T) string {
+	t.Helper()
+	top := strings.TrimSpace(git(t, ".", "rev-parse", "--show-toplevel"))
+	dir := t.TempDir()
+	for name := range strings.SplitSeq(strings.TrimSuffix(git(t, top, "ls-files", "-z"), "\x00"), "\x00") {
+		copyFile(t, filepath.Join(top, name), filepath.Join(dir, name))
+	}
+	return dir
+}
+
+// commit makes the directory dir a repository with one commit, and returns the run that
+// a push of it starts.
+func commit(t *testing.T, dir string) testenv.Run {
+	t.Helper()
 	git(t, dir, "init", "--quiet", "--initial-branch=main")
 	git(t, dir, "remote", "add", "origin", "https://github.com/"+testenv.DefaultRun.Repository)
 	git(t, dir, "add", "--all")
 	git(t, dir, "-c", "user.name=Octocat", "-c", "user.email=octocat@example.com", "commit", "--quiet", "--message=Test")
-	return dir, testenv.Run{
+	return testenv.Run{
 		SHA:          strings.TrimSpace(git(t, dir, "rev-parse", "HEAD")),
 		WorkflowPath: workflowPath,
 		RunID:        "1", // as act counts
@@ -105,17 +121,24 @@ type workflowResult struct {
 	outputs map[string]string // of the jobs' own steps, by "step.name"
 }
 
-// act runs the workflow of the repository dir for a push, with the steps on
-// this machine itself as on a self-hosted runner. env goes to the steps, more are
-// arguments of act.
+// act runs the workflow of the repository dir for a push, or for the event that run
+// names: a pull request comes from a fork. The steps run on this machine itself as on a
+// self-hosted runner. env goes to the steps, more are arguments of act.
 func act(t *testing.T, dir string, run testenv.Run, token string, env []string, more ...string) workflowResult {
 	t.Helper()
 	path := testenv.Tool(t, "act")
 	event := filepath.Join(t.TempDir(), "event.json")
-	data, err := json.Marshal(map[string]any{
+	payload := map[string]any{
 		"ref": "refs/heads/main", "after": run.SHA,
 		"repository": map[string]any{"full_name": testenv.DefaultRun.Repository, "visibility": "public", "private": false},
-	})
+	}
+	if run.EventName == "pull_request" {
+		payload["pull_request"] = map[string]any{
+			"head": map[string]any{"ref": "main", "sha": run.SHA, "repo": map[string]any{"full_name": "stranger/image", "fork": true}},
+			"base": map[string]any{"ref": "main", "sha": run.SHA, "repo": map[string]any{"full_name": testenv.DefaultRun.Repository}},
+		}
+	}
+	data, err := json.Marshal(payload)
 	if err == nil {
 		err = os.WriteFile(event, data, 0o600)
 	}
@@ -123,7 +146,7 @@ func act(t *testing.T, dir string, run testenv.Run, token string, env []string, 
 		t.Fatal(err)
 	}
 	args := []string{
-		"push", "--json", "-C", dir, "-W", workflowPath, "--eventpath", event,
+		cmp.Or(run.EventName, "push"), "--json", "-C", dir, "-W", workflowPath, "--eventpath", event,
 		"-P", "ubuntu-latest=-self-hosted", "-P", "ubuntu-24.04=-self-hosted", "-P", "ubuntu-24.04-arm=-self-hosted",
 		// Without these act looks for a network.
 		"--artifact-server-addr", "127.0.0.1", "--no-cache-server",

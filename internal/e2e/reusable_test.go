@@ -29,6 +29,7 @@ case $1 in
   create)
     for argument in "$@"; do
       case $argument in
+        *,target=/description,readonly) argument=${argument%,target=/description,readonly}; cp -R "${argument#*source=}" "$state.description.$$" ;;
         *,target=/output) argument=${argument%,target=/output}; echo "${argument#*source=}" > "$state" ;;
       esac
     done
@@ -61,8 +62,8 @@ runs:
         cp "$FILE" "KEEP/$NAME"
 `
 
-// TestReusableWorkflow lets a workflow call the reusable one, with a stand-in for
-// KIWI.
+// TestReusableWorkflow runs the example that calls the reusable workflow, with a
+// stand-in for KIWI.
 func TestReusableWorkflow(t *testing.T) {
 	if testing.Short() {
 		t.Skip("act is not run with -short")
@@ -72,10 +73,29 @@ func TestReusableWorkflow(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", bin+string(filepath.ListSeparator)+os.Getenv("PATH"))
-	callReusableWorkflow(t, `      template: debian
-      builder-image: builder
-      sbom: none
-`, attest.PredicateMeasurements, attest.PredicateAudit)
+	example, err := os.ReadFile(filepath.Join(testenv.Root(t), "examples/workflows/reusable.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(example)
+	for _, change := range [][2]string{
+		{"  pull_request:\n", ""},
+		{"org/attestable-image-action/" + reusablePath + "@v1", "./" + reusablePath},
+		{"image/root", "examples/overlays/binary"},
+		{"image/web", "examples/overlays/unit"},
+		// act keeps the outputs of one job of a matrix.
+		{"      architectures: x86_64 aarch64\n", "      builder-image: builder\n      sbom: none\n"},
+		{",\n" + `          {"variant": "worker", "name": "worker", "overlay": "image/worker", "serve": true}`, ""},
+	} {
+		if !strings.Contains(text, change[0]) {
+			t.Fatalf("the example no longer has %q", change[0])
+		}
+		text = strings.ReplaceAll(text, change[0], change[1])
+	}
+	result := callReusableWorkflow(t, text, attest.PredicateMeasurements, attest.PredicateAudit)
+	if want := "web-x86_64 boots as " + result.outputs["assert.pcr4"]; !strings.Contains(result.log, want) {
+		t.Errorf("the job of the example does not say %q", want)
+	}
 }
 
 // TestReusableWorkflowWithKIWI is what scripts/reusable-workflow runs: the same with
@@ -84,22 +104,34 @@ func TestReusableWorkflowWithKIWI(t *testing.T) {
 	if os.Getenv("ATTESTABLE_IMAGE_REUSABLE_WORKFLOW") == "" {
 		t.Skip("the reusable workflow builds with KIWI in scripts/reusable-workflow")
 	}
-	with := `      template: debian
+	text := `name: Images
+on: push
+permissions: {}
+jobs:
+  images:
+    permissions:
+      contents: read
+      packages: write
+      id-token: write
+      attestations: write
+    uses: ./` + reusablePath + `
+    with:
+      template: debian
       serve: true
       sbom: both
       variants: '[{"variant": "hello", "overlay": "examples/hello", "name": "hello", "version": "1.2.3"}]'
 `
 	if source := os.Getenv("ATTESTABLE_IMAGE_PACKAGE_SOURCE"); source != "" {
-		with += "      package-source: " + source + "\n"
+		text = strings.Replace(text, "    with:\n", "    with:\n      package-source: "+source+"\n", 1)
 	}
-	callReusableWorkflow(t, with, attest.PredicateMeasurements, attest.PredicateAudit, "https://spdx.dev/Document/v2.3", attest.PredicateCycloneDX)
+	callReusableWorkflow(t, text, attest.PredicateMeasurements, attest.PredicateAudit, "https://spdx.dev/Document/v2.3", attest.PredicateCycloneDX)
 }
 
-// callReusableWorkflow lets a workflow call the reusable one with these inputs, as
-// far as act goes: without job.workflow_sha, which it does not know, and for one
-// image, since it keeps the outputs of one job of a matrix. A job behind it is given
+// callReusableWorkflow runs a workflow whose job images calls the reusable one, as far
+// as act goes: without job.workflow_sha, which it does not know, and for one image,
+// since it keeps the outputs of one job of a matrix. A job behind it, assert, is given
 // the outputs, and everybody verifies the artifact by the workflow that signed it.
-func callReusableWorkflow(t *testing.T, with string, predicateTypes ...string) {
+func callReusableWorkflow(t *testing.T, text string, predicateTypes ...string) workflowResult {
 	t.Helper()
 	testenv.Tool(t, "act")
 	stack := testenv.StartSigstore(t, testenv.Options{})
@@ -109,41 +141,33 @@ func callReusableWorkflow(t *testing.T, with string, predicateTypes ...string) {
 	if err := os.WriteFile(filepath.Join(upload, "action.yml"), []byte(strings.ReplaceAll(standInUpload, "KEEP", keep)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	dir, run := checkout(t, `name: Image
-on: push
-permissions: {}
-jobs:
-  image:
-    permissions:
-      contents: read
-      packages: write
-      id-token: write
-      attestations: write
-    uses: ./`+reusablePath+`
-    with:
-`+with+`      image: `+registry.Host+`/octo-org/image
-      tags: v1
-  use:
-    needs: image
+	const uses = "    uses: ./" + reusablePath + "\n    with:\n"
+	if !strings.Contains(text, uses) {
+		t.Fatalf("the workflow does not call the reusable one:\n%s", text)
+	}
+	text = strings.Replace(text, uses, uses+"      image: "+registry.Host+"/octo-org/image\n      tags: v1\n", 1)
+	dir, run := checkout(t, text+`
+  assert:
+    needs: images
     runs-on: ubuntu-24.04
     steps:
-      - id: use
+      - id: assert
         env:
-          IMAGES: ${{ needs.image.outputs.images }}
-          ARTIFACT: ${{ needs.image.outputs.artifact }}
-          DIGEST: ${{ needs.image.outputs.digest }}
-          PCR4: ${{ needs.image.outputs.pcr4 }}
-          PCR7: ${{ needs.image.outputs.pcr7 }}
-          PCR11: ${{ needs.image.outputs.pcr11 }}
-          PCR12: ${{ needs.image.outputs.pcr12 }}
-          BUNDLE: ${{ needs.image.outputs.bundle }}
+          IMAGES: ${{ needs.images.outputs.images }}
+          ARTIFACT: ${{ needs.images.outputs.artifact }}
+          DIGEST: ${{ needs.images.outputs.digest }}
+          PCR4: ${{ needs.images.outputs.pcr4 }}
+          PCR7: ${{ needs.images.outputs.pcr7 }}
+          PCR11: ${{ needs.images.outputs.pcr11 }}
+          PCR12: ${{ needs.images.outputs.pcr12 }}
+          BUNDLE: ${{ needs.images.outputs.bundle }}
         run: |
           for name in IMAGES ARTIFACT DIGEST PCR4 PCR7 PCR11 PCR12 BUNDLE; do
             [ -n "${!name}" ]
             echo "${name,,}=${!name}" >> "$GITHUB_OUTPUT"
           done
 `)
-	text, err := os.ReadFile(filepath.Join(testenv.Root(t), reusablePath))
+	reusable, err := os.ReadFile(filepath.Join(testenv.Root(t), reusablePath))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +177,7 @@ jobs:
 		"ref: ${{ job.workflow_sha }}", "ref: refs/heads/main",
 		"${{ job.workflow_sha }}", run.SHA,
 		"${{ job.workflow_repository }}", testenv.DefaultRun.Repository,
-	).Replace(string(text))
+	).Replace(string(reusable))
 	if strings.Contains(workflow, "${{ job.") {
 		t.Fatal("the workflow uses more of the context job than this test stands in for")
 	}
@@ -172,22 +196,23 @@ jobs:
 		t.Fatalf("the workflow failed: %q", result.errors)
 	}
 	var images []map[string]string
-	if err := json.Unmarshal([]byte(result.outputs["use.images"]), &images); err != nil || len(images) != 1 {
-		t.Fatalf("images are %s: %v", result.outputs["use.images"], err)
+	if err := json.Unmarshal([]byte(result.outputs["assert.images"]), &images); err != nil || len(images) != 1 {
+		t.Fatalf("images are %s: %v", result.outputs["assert.images"], err)
 	}
 	for _, name := range []string{"artifact", "digest", "pcr4", "pcr7", "pcr11", "pcr12", "bundle"} {
-		if got := result.outputs["use."+name]; got == "" || got != images[0][name] {
+		if got := result.outputs["assert."+name]; got == "" || got != images[0][name] {
 			t.Errorf("output %s is %q, and in images %q", name, got, images[0][name])
 		}
 	}
 	a := &artifact{
-		stack: stack, registry: registry, workflow: run, reference: result.outputs["use.artifact"],
-		bundles: filepath.Join(keep, result.outputs["use.bundle"]),
+		stack: stack, registry: registry, workflow: run, reference: result.outputs["assert.artifact"],
+		bundles: filepath.Join(keep, result.outputs["assert.bundle"]),
 	}
 	for _, predicateType := range append(predicateTypes, attest.PredicateProvenance) {
 		ghVerify(t, stack, run, "oci://"+a.reference, predicateType, nil, "--bundle", a.bundleFile(t, predicateType)).accepts(t)
 	}
 	cosignVerify(t, stack, run, a.reference, attest.PredicateMeasurements).accepts(t)
+	return result
 }
 
 // TestWorkflowAttest runs the step that signs on artifacts that a job pushed: it signs
