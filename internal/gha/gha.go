@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/sethvargo/go-githubactions"
@@ -82,19 +83,43 @@ func Group(w io.Writer, title string) (end func()) {
 	}
 }
 
+// Place is a line of a file that an annotation is about. The zero Place is none.
+type Place struct {
+	File string // relative to the top of the repository, with slashes
+	Line int    // from 1; 0 when the file as a whole is meant
+}
+
 // Error prints an annotation that shows on the run's page as an error. It does
 // nothing outside of Actions.
-func Error(w io.Writer, title, message string) {
+func Error(w io.Writer, title, message string) { ErrorAt(w, Place{}, title, message) }
+
+// ErrorAt is Error that also shows at a place in the files of the commit.
+func ErrorAt(w io.Writer, at Place, title, message string) {
 	command(w, func(a *githubactions.Action) {
-		a.WithFieldsMap(map[string]string{"title": title}).Errorf("%s", message)
+		a.WithFieldsMap(fields(title, at)).Errorf("%s", message)
 	})
 }
 
 // Warning is Error for a warning.
-func Warning(w io.Writer, title, message string) {
+func Warning(w io.Writer, title, message string) { WarningAt(w, Place{}, title, message) }
+
+// WarningAt is ErrorAt for a warning.
+func WarningAt(w io.Writer, at Place, title, message string) {
 	command(w, func(a *githubactions.Action) {
-		a.WithFieldsMap(map[string]string{"title": title}).Warningf("%s", message)
+		a.WithFieldsMap(fields(title, at)).Warningf("%s", message)
 	})
+}
+
+// fields are the properties of an annotation.
+func fields(title string, at Place) map[string]string {
+	fields := map[string]string{"title": title}
+	if at.File != "" {
+		fields["file"] = at.File
+		if at.Line > 0 {
+			fields["line"] = strconv.Itoa(at.Line)
+		}
+	}
+	return fields
 }
 
 // Token is the token for GitHub's API and for ghcr.io, or "" when there is

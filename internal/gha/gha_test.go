@@ -92,7 +92,13 @@ func TestCommands(t *testing.T) {
 	var w bytes.Buffer
 	Error(&w, "attestable-image: a,b", "50%\nsecond ::line")
 	Warning(&w, "title", "message")
+	ErrorAt(&w, Place{File: "image/config.xml", Line: 12}, "title", "message")
+	WarningAt(&w, Place{File: "a,b::c\n%d", Line: 0}, "title", "message")
+	WarningAt(&w, Place{Line: 3}, "title", "message")
 	want := "::error title=attestable-image%3A a%2Cb::50%25%0Asecond ::line\n" +
+		"::warning title=title::message\n" +
+		"::error file=image/config.xml,line=12,title=title::message\n" +
+		"::warning file=a%2Cb%3A%3Ac%0A%25d,title=title::message\n" +
 		"::warning title=title::message\n"
 	if w.String() != want {
 		t.Errorf("got  %q\nwant %q", w.String(), want)
