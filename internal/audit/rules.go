@@ -8,6 +8,9 @@ type rule struct {
 	fix      string
 }
 
+// Title says in a few words what a rule looks for, "" where there is no such rule.
+func Title(id string) string { return rules[id].title }
+
 // rules are all of them by their identifier. Identifiers are stable: a rule that
 // changes its meaning gets a new one.
 var rules = map[string]rule{

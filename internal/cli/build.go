@@ -88,7 +88,7 @@ your own has to make the group tss, as systemd-sysusers in its config.sh does.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			result, err := a.build(cmd.Context(), f)
 			if err != nil {
-				return err
+				return placedError{err, newImageSource(f.description, f.overlay).errorPlace(err)}
 			}
 			if err := gha.SetOutput("image-path", result.Disk); err != nil {
 				return err

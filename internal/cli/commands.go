@@ -24,5 +24,6 @@ func commands(a *app) []*cobra.Command {
 		newKMSDecryptCommand(a),
 		newServeCommand(a),
 		newStepSummaryCommand(a),
+		newPreviousMeasurementsCommand(a),
 	}
 }

@@ -67,6 +67,7 @@ packages: write. SOURCE_DATE_EPOCH sets the time in the artifact.`,
 			if err != nil {
 				return err
 			}
+			a.stored = result.CompressedSize
 			if err := gha.SetOutput("artifact", result.Reference.String()); err != nil {
 				return err
 			}

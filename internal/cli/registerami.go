@@ -298,21 +298,3 @@ func (r *registration) printTable(w io.Writer) error {
 	_, err := io.WriteString(w, b.String())
 	return err
 }
-
-// markdown is the section of the step summary.
-func (r *registration) markdown() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "## Attestable AMI %s\n\nOf %s, %s.\n\n| region | AMI | snapshot | |\n|---|---|---|---|\n",
-		code(r.AMIs[0].Name), code(r.Artifact), r.Architecture)
-	for _, placed := range r.AMIs {
-		state := "registered by this run"
-		if placed.Existed {
-			state = "was there already"
-		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", placed.Region, code(placed.ImageID), code(placed.SnapshotID), state)
-	}
-	for _, removed := range r.Removed {
-		fmt.Fprintf(&b, "| %s | %s | %s | removed, as older than those to keep |\n", removed.Region, code(removed.ImageID), code(strings.Join(removed.Snapshots, " ")))
-	}
-	return b.String()
-}

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/spf13/cobra"
@@ -33,6 +34,7 @@ type app struct {
 	stderr    io.Writer
 	templates fs.FS // rooted at kiwi-templates
 	quiet     bool
+	stored    int64 // bytes that push stored of the disk, for the step summary
 	// openTPM opens the TPM of this machine, or the device of a given path.
 	openTPM func(ctx context.Context, device string) (transport.TPMCloser, error)
 }
@@ -72,8 +74,12 @@ func run(ctx context.Context, a *app, args []string) int {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	ran := false
+	start := time.Now()
 	root.PersistentPreRun = func(*cobra.Command, []string) { ran = true }
 	cmd, err := root.ExecuteContextC(ctx)
+	if ran {
+		recordTime(cmd.Name(), time.Since(start), a.stored)
+	}
 	if err == nil {
 		return exitOK
 	}
@@ -95,7 +101,9 @@ func run(ctx context.Context, a *app, args []string) int {
 // reportError prints a failure where a person or a runner looks for it.
 func (a *app) reportError(err error) {
 	fmt.Fprintf(a.stderr, "Error: %s\n", sentence(err))
-	gha.Error(a.stderr, "attestable-image", sentence(err))
+	var placed placedError
+	errors.As(err, &placed)
+	gha.ErrorAt(a.stderr, placed.at, "attestable-image", sentence(err))
 }
 
 // sentence is an error on one line, fit to print: names on a disk and words of

@@ -179,26 +179,19 @@ func tellVerified(ref artifact.Reference, verdict *attest.Verdict) error {
 		{"measurements", string(verdict.Measurements)},
 		{"source-repository", verdict.Origin.Repository}, {"source-digest", verdict.Origin.Commit},
 	}
-	var summary strings.Builder
-	fmt.Fprintf(&summary, "## Verified: %s\n\n%d checks hold.", code(ref.String()), len(verdict.Checks))
-	if verdict.Origin.Repository != "" {
-		fmt.Fprintf(&summary, " Built from %s at %s by %s.", code(verdict.Origin.Repository), code(verdict.Origin.Commit), code(verdict.Origin.Workflow))
-	}
-	summary.WriteString("\n\n| PCR | value |\n|---|---|\n")
 	for _, n := range []int{4, 7, 11, 12} {
 		value := doc.PCR(n)
 		if value == "" {
 			continue
 		}
 		outputs = append(outputs, [2]string{"pcr" + strconv.Itoa(n), value})
-		fmt.Fprintf(&summary, "| %d | %s |\n", n, code(value))
 	}
 	for _, output := range outputs {
 		if err := gha.SetOutput(output[0], output[1]); err != nil {
 			return err
 		}
 	}
-	return gha.AddSummary(summary.String())
+	return gha.AddSummary(verifiedMarkdown(ref, verdict, doc))
 }
 
 // verify opens an artifact and checks it, its attestations, and that it says of
