@@ -27,6 +27,7 @@ type Document struct {
 	Architecture  string    `json:",omitempty"` // "x86_64" or "aarch64"
 	Disk          *DiskInfo `json:",omitempty"` // absent when PE files were measured
 	BootChain     []ImageInfo
+	CommandLine   string `json:",omitempty"` // what the kernel gets; absent when it cannot be told
 	SecureBoot    SecureBootInfo
 	Events        []EventInfo
 	Builder       *BuilderInfo `json:",omitempty"` // absent when it is not known
@@ -175,6 +176,7 @@ func (p *Prediction) Document() *Document {
 		SchemaVersion: SchemaVersion,
 		Architecture:  p.Architecture,
 		BootChain:     []ImageInfo{},
+		CommandLine:   p.CommandLine,
 		SecureBoot:    p.SecureBoot.describe(p.Authorities),
 		Events:        []EventInfo{},
 	}
