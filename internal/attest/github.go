@@ -87,7 +87,7 @@ func (g GitHub) Store(ctx context.Context, repository string, bundle []byte) (id
 
 // holds reports whether GitHub has the bundle, as far as it can be told.
 func (g GitHub) holds(ctx context.Context, repository string, bundle []byte) bool {
-	statement, err := statementOf(Candidate{Data: bundle})
+	statement, err := Candidate{Data: bundle}.Claimed()
 	if err != nil {
 		return false
 	}

@@ -49,7 +49,7 @@ func (s *Signer) Existing(candidates []Candidate, statement *Statement, author A
 		return nil, false
 	}
 	for _, c := range candidates[:min(len(candidates), MaxBundles)] {
-		if claimed, err := statementOf(c); err != nil || claimed.PredicateType != statement.PredicateType {
+		if claimed, err := c.Claimed(); err != nil || claimed.PredicateType != statement.PredicateType {
 			continue // not worth the verification
 		}
 		a := s.trust.Check(c, statement.Subject[0].Digest["sha256"])
@@ -71,8 +71,9 @@ func (s *Signer) Existing(candidates []Candidate, statement *Statement, author A
 	return nil, false
 }
 
-// statementOf reads the statement in a bundle that nobody has verified.
-func statementOf(c Candidate) (*Statement, error) {
+// Claimed reads the statement in a bundle that nobody has verified: anybody can have
+// made it.
+func (c Candidate) Claimed() (*Statement, error) {
 	if c.Err != nil {
 		return nil, c.Err
 	}

@@ -131,7 +131,7 @@ func (v *Verdict) measurements(ctx context.Context, trust *Trust, sha256 string,
 			continue
 		}
 		for _, c := range candidates[:min(len(candidates), MaxBundles)] {
-			if claimed, err := statementOf(c); err != nil || claimed.PredicateType != PredicateMeasurements {
+			if claimed, err := c.Claimed(); err != nil || claimed.PredicateType != PredicateMeasurements {
 				continue // not worth the verification
 			}
 			if a := trust.Check(c, sha256); a.Err == nil {

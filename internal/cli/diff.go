@@ -11,36 +11,48 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/org/attestable-image-action/internal/audit"
-	"github.com/org/attestable-image-action/internal/disk"
 	"github.com/org/attestable-image-action/internal/imagediff"
 )
 
 func newDiffCommand(a *app) *cobra.Command {
 	var predict predictFlags
 	var format string
-	var all, exitCode bool
+	var all, exitCode, disks bool
 	cmd := &cobra.Command{
 		Use:   "diff A B",
 		Short: "Show what changed between two images",
-		Long: `Show what changed from one raw disk to another, by meaning: packages, the kernel
-command line, the files that firmware loads with their sections and the files of
-the initrd, files of the root file system (content, mode, owner, type, attributes),
-dm-verity, the partition table, the findings of inspect, and the PCRs, each with the
-events that make it differ.
+		Long: `Show what changed from one image to another, by meaning. Each of them is a raw disk,
+a measurements document, or an artifact: HOST/REPOSITORY[:TAG|@DIGEST] of a registry,
+or oci:DIR for an OCI layout.
 
-Files of a package whose version changed are counted and not named, unless they are
+Of two disks: packages, the kernel command line, the files that firmware loads with
+their sections and the files of the initrd, files of the root file system (content,
+mode, owner, type, attributes), dm-verity, the partition table, the findings of
+inspect, and the PCRs, each with the events that make it differ.
+
+Of two measurements documents: the boot chain with the sections that PCR 11 records, the
+kernel command line, the variables of Secure Boot entry by entry, the PCRs and why,
+and what the disks were built with (builder, its packages) and from (time, lock, files
+of the description). A disk beside a document is measured first, with the flags for
+Secure Boot.
+
+Of two artifacts: their measurements, whose digests are checked, and the packages by
+the bills of materials that hang on them; --disks fetches both disks into TMPDIR and
+compares them, too. Who made the artifacts is not looked at: verify artifact does that.
+
+Files of packages whose version changed are counted and not named, unless they are
 in /etc, their mode, owner, type or attributes changed, or they give rights (set-id
-bits, capabilities); --all names them, too. What could not be compared is listed. Disks
-that differ in a byte never give an empty report.
+bits, capabilities); --all names them, too. What could not be compared is listed.
+Images that differ in what was compared never give an empty report.
 
-Nothing is mounted, and nothing is written. Differences are no error; with
---exit-code the exit status is 1 when there are any.`,
+Nothing is mounted. Differences are no error; with --exit-code the exit status is 1 when
+there are any.`,
 		Example: `  attestable-image diff old.raw new.raw
-  attestable-image diff --format markdown old.raw new.raw >> release-notes.md
-  attestable-image diff --exit-code first-build.raw second-build.raw`,
+  attestable-image diff --format markdown ghcr.io/owner/image:v1 ghcr.io/owner/image:v2 >> release-notes.md
+  attestable-image diff --exit-code first/measurements.json second/measurements.json`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 || args[0] == "" || args[1] == "" {
-				return usagef("give the two raw disks to compare, the older one first")
+				return usagef("give the two images to compare, the older one first")
 			}
 			return nil
 		},
@@ -54,17 +66,7 @@ Nothing is mounted, and nothing is written. Differences are no error; with
 				return err
 			}
 			o.Measure.NeededDigests = true
-			before, err := disk.Open(args[0])
-			if err != nil {
-				return err
-			}
-			defer before.Close()
-			after, err := disk.Open(args[1])
-			if err != nil {
-				return err
-			}
-			defer after.Close()
-			report, err := imagediff.Disks(cmd.Context(), before, after, o)
+			report, err := a.diffImages(cmd.Context(), o, args[0], args[1], disks)
 			if err != nil {
 				return err
 			}
@@ -80,6 +82,7 @@ Nothing is mounted, and nothing is written. Differences are no error; with
 	predict.add(cmd)
 	cmd.Flags().StringVar(&format, "format", "table", "table for people, json for programs, or markdown for release notes")
 	cmd.Flags().BoolVar(&all, "all", false, "also name files of packages that changed, and cut no list short")
+	cmd.Flags().BoolVar(&disks, "disks", false, "compare the disks of artifacts, too: fetches both")
 	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "exit status 1 when the images differ")
 	return cmd
 }
@@ -121,24 +124,29 @@ const diffTimes = 5
 
 // renderDiff writes a report.
 func renderDiff(r *imagediff.Report, w diffWriter, all bool) string {
-	if r.Identical {
+	switch {
+	case r.Identical && (r.Compared == "disks" || r.A.SHA256 != ""):
 		w.note(fmt.Sprintf("The images are the same, byte for byte (%s).", formatBytes(r.A.Size)))
+		return w.String()
+	case r.Identical:
+		w.note("The measurements are the same. They do not say of which disk they are.")
 		return w.String()
 	}
 	w.images(r.A.Name, r.B.Name, diffSummary(r))
 	d := diffRenderer{w, r, all}
+	if r.A.SHA256 != r.B.SHA256 {
+		w.heading("Disk")
+		w.line(0, imagediff.Changed, "", "SHA-256", r.A.SHA256, r.B.SHA256)
+		if r.A.Size != r.B.Size {
+			w.line(0, imagediff.Changed, "", "size", fmt.Sprintf("%d B", r.A.Size), fmt.Sprintf("%d B", r.B.Size))
+		}
+	}
 	if len(r.Packages) > 0 || r.A.OS != r.B.OS {
 		w.heading("Packages")
 		if r.A.OS != r.B.OS {
 			w.line(0, imagediff.Changed, "", "operating system", r.A.OS, r.B.OS)
 		}
-		list(d, r.Packages, func(p imagediff.Package) {
-			name := p.Name
-			if p.Arch != "" && p.Arch != "all" && p.Arch != "noarch" {
-				name += ":" + p.Arch
-			}
-			w.line(0, became(p.A, p.B), name, "", p.A, p.B)
-		})
+		list(d, r.Packages, d.pkg)
 	}
 	if len(r.CommandLine) > 0 {
 		w.heading("Kernel command line")
@@ -189,6 +197,25 @@ func renderDiff(r *imagediff.Report, w diffWriter, all bool) string {
 			d.pcr(p)
 		}
 	}
+	changes := func(title string, changes []imagediff.Change) {
+		if len(changes) > 0 {
+			w.heading(title)
+			list(d, changes, func(c imagediff.Change) { d.value(0, c) })
+		}
+	}
+	changes("Secure Boot", r.SecureBoot)
+	if len(r.Builder)+len(r.BuilderPackages) > 0 {
+		changes("Builder", r.Builder)
+		if len(r.Builder) == 0 {
+			w.heading("Builder")
+		}
+		list(d, r.BuilderPackages, d.pkg)
+	}
+	changes("Built from", r.Inputs)
+	if len(r.Source) > 0 {
+		w.heading("Files of the description")
+		d.files(0, "", r.Source, 0, 0)
+	}
 	if len(r.Appeared)+len(r.Gone) > 0 {
 		w.heading("Findings")
 		finding := func(how imagediff.How) func(audit.Finding) {
@@ -224,12 +251,19 @@ func diffSummary(r *imagediff.Report) string {
 	count(len(r.Files)+r.FilesMore, "file")
 	count(len(r.Boot), "boot file")
 	count(len(r.PCRs), "PCR")
+	count(len(r.SecureBoot), "value of Secure Boot")
+	count(len(r.Builder)+len(r.BuilderPackages), "part of the builder")
+	count(len(r.Source), "file of the description")
 	count(len(r.Appeared), "new finding")
 	count(len(r.Gone), "finding gone")
-	if len(parts) == 0 {
+	switch {
+	case len(parts) == 0 && r.Compared == "measurements" && r.A.SHA256 == r.B.SHA256:
+		return "no package, kernel option or PCR differs"
+	case len(parts) == 0:
 		return "no package, file, kernel option or PCR differs, but bytes do"
 	}
-	return strings.Replace(strings.Join(parts, ", "), "finding gones", "findings gone", 1)
+	return strings.NewReplacer("finding gones", "findings gone", "value of Secure Boots", "values of Secure Boot",
+		"part of the builders", "parts of the builder", "file of the descriptions", "files of the description").Replace(strings.Join(parts, ", "))
 }
 
 func plural(n int, what string) string {
@@ -268,6 +302,19 @@ func list[T any](d diffRenderer, entries []T, write func(T)) {
 		}
 		write(e)
 	}
+}
+
+func (d diffRenderer) pkg(p imagediff.Package) {
+	name := p.Name
+	if p.Arch != "" && p.Arch != "all" && p.Arch != "noarch" {
+		name += ":" + p.Arch
+	}
+	d.w.line(0, became(p.A, p.B), name, "", p.A, p.B)
+}
+
+// value is a change of something that has a name in the documents.
+func (d diffRenderer) value(depth int, c imagediff.Change) {
+	d.w.line(depth, became(c.A, c.B), "", c.Name, shortDigest(c.A), shortDigest(c.B))
 }
 
 func (d diffRenderer) change(depth int, c imagediff.Change) {
@@ -336,6 +383,9 @@ func (d diffRenderer) bootFile(f imagediff.BootFile) {
 			list(d, s.Lines, func(c imagediff.Change) { d.change(2, c) })
 		}
 		d.files(2, "", s.Files, s.FilesMore, s.FilesHidden)
+	}
+	for _, c := range f.Changes {
+		d.value(1, c)
 	}
 	if f.Signatures {
 		d.w.line(1, imagediff.Changed, "", "signatures", "", "")

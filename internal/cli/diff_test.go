@@ -25,8 +25,8 @@ func TestDiffCommandLine(t *testing.T) {
 		status int
 		want   string
 	}{
-		{"one disk", []string{a}, exitUsage, "give the two raw disks"},
-		{"three disks", []string{a, same, other}, exitUsage, "give the two raw disks"},
+		{"one disk", []string{a}, exitUsage, "give the two images"},
+		{"three disks", []string{a, same, other}, exitUsage, "give the two images"},
 		{"a format", []string{"--format", "sarif", a, same}, exitUsage, "give table, json or markdown"},
 		{"the same", []string{"--exit-code", a, same}, exitOK, "The images are the same, byte for byte (4.0 KiB)."},
 		{"the same, for programs", []string{"--format", "json", a, same}, exitOK, `"identical": true`},

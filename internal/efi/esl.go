@@ -144,3 +144,21 @@ func VariableData(vendor GUID, name string, data []byte) []byte {
 	}
 	return append(out, data...)
 }
+
+// ParseVariableData reads UEFI_VARIABLE_DATA. The data share memory with b.
+func ParseVariableData(b []byte) (vendor GUID, name string, data []byte, err error) {
+	const header = 16 + 8 + 8
+	if len(b) < header {
+		return GUID{}, "", nil, fmt.Errorf("read UEFI variable data: %d bytes are less than its header of %d", len(b), header)
+	}
+	units, size := binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
+	rest := uint64(len(b) - header)
+	if units > rest/2 || size != rest-2*units {
+		return GUID{}, "", nil, fmt.Errorf("read UEFI variable data: a name of %d characters and %d bytes of data do not make the %d bytes that there are", units, size, rest)
+	}
+	text := make([]uint16, units)
+	for i := range text {
+		text[i] = binary.LittleEndian.Uint16(b[header+2*i:])
+	}
+	return GUID(b[:16]), string(utf16.Decode(text)), b[header+2*units:], nil
+}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	efilib "github.com/canonical/go-efilib"
@@ -148,6 +149,38 @@ func FuzzSignatureLists(f *testing.F) {
 		}
 		if theirs, err := efilib.ReadSignatureDatabase(bytes.NewReader(b)); err == nil {
 			compareLists(t, ours, theirs)
+		}
+	})
+}
+
+// TestParseVariableData reads what VariableData writes, and refuses what is cut off or
+// longer than it says.
+func TestParseVariableData(t *testing.T) {
+	content := VariableData(ImageSecurityDatabase, "db", []byte{1, 2, 3})
+	vendor, name, data, err := ParseVariableData(content)
+	if err != nil || vendor != ImageSecurityDatabase || name != "db" || !bytes.Equal(data, []byte{1, 2, 3}) {
+		t.Errorf("%s %q %x: %v", vendor, name, data, err)
+	}
+	long := bytes.Clone(content)
+	long[23] = 0xff // of the length of the name
+	for _, wrong := range [][]byte{nil, content[:31], content[:len(content)-1], append(bytes.Clone(content), 0), long} {
+		if _, _, _, err := ParseVariableData(wrong); err == nil {
+			t.Errorf("%x was read", wrong)
+		}
+	}
+}
+
+func FuzzParseVariableData(f *testing.F) {
+	f.Add(VariableData(GlobalVariable, "PK", []byte("key")))
+	f.Add(VariableData(ImageSecurityDatabase, "", nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		vendor, name, data, err := ParseVariableData(b)
+		if err != nil {
+			return
+		}
+		// A name that is no UTF-16 is not written again as it was.
+		if again := VariableData(vendor, name, data); !strings.ContainsRune(name, '\ufffd') && !bytes.Equal(again, b) {
+			t.Errorf("%x is read and written as %x", b, again)
 		}
 	})
 }

@@ -21,6 +21,10 @@ type Options struct {
 	Measure measure.Options
 	// All has the report name files that belong to a package that changed, too.
 	All bool
+	// A and B are measurements that go with the disks: their PCRs are compared, and not
+	// those that would be predicted, and what they say of Secure Boot and of the builds.
+	// Both or neither is nil.
+	A, B *measure.Document
 }
 
 // Disks compares two raw disks. The error is for a disk that cannot be read at all;
@@ -68,8 +72,17 @@ func (c *comparison) compare() error {
 	if err != nil {
 		return err
 	}
+	a, b := c.options.A, c.options.B
+	both := a != nil && b != nil
+	if both {
+		r.Compared = comparedBoth
+		r.circumstances(a, b)
+	}
 	if same {
-		r.Identical = true
+		if both {
+			r.measurements(a, b)
+		}
+		r.Identical = r.empty() && len(r.NotCompared) == 0
 		return nil
 	}
 	for _, s := range []*side{c.a, c.b} {

@@ -8,5 +8,7 @@
 // whether it changed. What could not be compared is said. Two disks that differ in a
 // byte never give an empty report.
 //
+// Documents compares two measurements documents in the same way, without the disks.
+//
 // It judges nothing: whether a change was wanted is for its reader to say.
 package imagediff

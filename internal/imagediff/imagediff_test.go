@@ -300,6 +300,9 @@ func facts(r *Report) []string {
 				say("hidden in %s: %d", s.Name, s.FilesHidden)
 			}
 		}
+		for _, c := range b.Changes {
+			say("boot %s %s: %s -> %s", b.Path, c.Name, c.A, c.B)
+		}
 		if b.Headers {
 			say("headers")
 		}
@@ -329,6 +332,21 @@ func facts(r *Report) []string {
 	}
 	for _, f := range r.Gone {
 		say("gone %s", f.ID)
+	}
+	for _, c := range r.SecureBoot {
+		say("Secure Boot %s: %s -> %s", c.Name, c.A, c.B)
+	}
+	for _, c := range r.Builder {
+		say("builder %s: %s -> %s", c.Name, c.A, c.B)
+	}
+	for _, p := range r.BuilderPackages {
+		say("builder has %s %q -> %q", p.Name, p.A, p.B)
+	}
+	for _, c := range r.Inputs {
+		say("input %s: %s -> %s", c.Name, c.A, c.B)
+	}
+	for _, f := range r.Source {
+		file("source", f)
 	}
 	for _, c := range r.Other {
 		say("other %s %s %s", c.Name, c.A, c.B)

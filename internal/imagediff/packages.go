@@ -17,6 +17,14 @@ func (c *comparison) packages() {
 	}
 	a, b := c.a.inventory, c.b.inventory
 	c.report.A.OS, c.report.B.OS = bounded(a.OS.Label()), bounded(b.OS.Label())
+	changes, changed := comparePackages(a.Packages, b.Packages)
+	c.report.Packages = append(c.report.Packages, changes...)
+	c.owners.packages = append(c.owners.packages, changed...)
+}
+
+// comparePackages lists what came, went or has another version, by name, and the
+// packages that are named there.
+func comparePackages(a, b []sbom.Package) (changes []Package, changed []sbom.Package) {
 	type identity struct {
 		kind       sbom.Kind
 		name, arch string
@@ -26,7 +34,7 @@ func (c *comparison) packages() {
 	versions := map[identity][2][]string{}
 	packages := map[identity]sbom.Package{}
 	var order []identity
-	for i, list := range [][]sbom.Package{a.Packages, b.Packages} {
+	for i, list := range [][]sbom.Package{a, b} {
 		for _, p := range list {
 			v, known := versions[of(p)]
 			if !known {
@@ -53,12 +61,13 @@ func (c *comparison) packages() {
 			if i < len(onlyB) {
 				p.B = onlyB[i]
 			}
-			c.report.Packages = append(c.report.Packages, p)
+			changes = append(changes, p)
 		}
 		if len(onlyA)+len(onlyB) > 0 {
-			c.owners.packages = append(c.owners.packages, packages[id])
+			changed = append(changed, packages[id])
 		}
 	}
+	return changes, changed
 }
 
 // owners are the packages that changed, and their files.

@@ -1,6 +1,7 @@
 package imagediff
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,22 +12,45 @@ import (
 
 // pcrs compares the predicted PCRs.
 func (c *comparison) pcrs() {
-	if c.either("PCRs", c.a.noPCRs, c.b.noPCRs) {
+	a, b := c.options.A, c.options.B
+	if a == nil || b == nil {
+		if c.either("PCRs", c.a.noPCRs, c.b.noPCRs) {
+			return
+		}
+		a, b = c.a.document, c.b.document
+	}
+	c.report.measurements(a, b)
+}
+
+var errNoPCR = errors.New("the measurements do not have it")
+
+// measurements compares the PCRs of two documents. Those that only one of them has are
+// no difference: they were not asked for.
+func (r *Report) measurements(a, b *measure.Document) {
+	if x, y := a.Measurements.HashAlgorithm, b.Measurements.HashAlgorithm; x != y {
+		r.notCompared("PCRs", fmt.Errorf("they are of the banks %s (A) and %s (B)", x, y))
 		return
 	}
-	c.report.PCRs = append(c.report.PCRs, comparePCRs(c.a.document, c.b.document, c.because)...)
+	for _, side := range []struct {
+		name      string
+		has, want map[int]string
+	}{{"A", a.Measurements.PCRs, b.Measurements.PCRs}, {"B", b.Measurements.PCRs, a.Measurements.PCRs}} {
+		for _, n := range slices.Sorted(maps.Keys(side.want)) {
+			if side.has[n] == "" {
+				r.notCompared(fmt.Sprintf("PCR %d (%s)", n, side.name), errNoPCR)
+			}
+		}
+	}
+	r.PCRs = append(r.PCRs, comparePCRs(a, b, r.because)...)
 }
 
 // comparePCRs compares two predictions event by event. because says what changed in
 // the thing that was measured, when that is known.
 func comparePCRs(a, b *measure.Document, because func(measure.EventInfo) string) []PCR {
-	numbers := slices.Collect(maps.Keys(a.Measurements.PCRs))
-	numbers = slices.AppendSeq(numbers, maps.Keys(b.Measurements.PCRs))
-	slices.Sort(numbers)
 	var pcrs []PCR
-	for _, n := range slices.Compact(numbers) {
+	for _, n := range slices.Sorted(maps.Keys(a.Measurements.PCRs)) {
 		p := PCR{PCR: n, A: a.PCR(n), B: b.PCR(n), Events: []Event{}}
-		if p.A == p.B {
+		if p.A == p.B || p.B == "" {
 			continue
 		}
 		for _, e := range compareEvents(eventsOf(a, n), eventsOf(b, n), because) {
@@ -89,18 +113,20 @@ func follows(events []measure.EventInfo, e measure.EventInfo) bool {
 }
 
 // because says what changed in what an event measured.
-func (c *comparison) because(e measure.EventInfo) string {
+func (r *Report) because(e measure.EventInfo) string {
 	what, _, _ := strings.Cut(e.Description, " (")
 	path, part, inside := strings.Cut(what, "#")
 	switch {
 	case e.Type == measure.EVEFIGPTEvent.String():
-		return c.tableChanges()
+		return r.tableChanges()
+	case e.Type == measure.EVEFIVariableDriverConfig.String():
+		return r.variableChanges(e.Description)
 	case strings.HasPrefix(what, "."): // PCR 11: a section of the unified kernel image
-		return c.sectionChanges(what)
+		return r.sectionChanges(what)
 	case inside:
-		return c.sectionChanges(part)
+		return r.sectionChanges(part)
 	}
-	for _, f := range c.report.Boot {
+	for _, f := range r.Boot {
 		if !strings.EqualFold(f.Path, path) {
 			continue
 		}
@@ -108,22 +134,29 @@ func (c *comparison) because(e measure.EventInfo) string {
 		for _, s := range f.Sections {
 			names = append(names, s.Name)
 		}
+		newStub := slices.ContainsFunc(f.Changes, func(c Change) bool { return c.Name == stubVersion })
 		switch {
+		case len(names) > 0 && newStub:
+			return "systemd-stub, sections " + strings.Join(names, ", ")
+		case newStub:
+			return "systemd-stub"
 		case len(names) > 0:
 			return "sections " + strings.Join(names, ", ")
 		case f.Headers:
 			return "its headers, or bytes behind its sections"
+		case f.Signatures:
+			return "its signatures"
 		}
 	}
 	return ""
 }
 
 // sectionChanges says what changed in a section of the one image that has it.
-func (c *comparison) sectionChanges(name string) string {
+func (r *Report) sectionChanges(name string) string {
 	var found *Section
-	for i := range c.report.Boot {
-		for j := range c.report.Boot[i].Sections {
-			if s := &c.report.Boot[i].Sections[j]; s.Name == name {
+	for i := range r.Boot {
+		for j := range r.Boot[i].Sections {
+			if s := &r.Boot[i].Sections[j]; s.Name == name {
 				if found != nil {
 					return "" // which one was measured is not known here
 				}
@@ -157,9 +190,9 @@ func counted(n int, one, many string) string {
 }
 
 // tableChanges says what changed in the partition table.
-func (c *comparison) tableChanges() string {
+func (r *Report) tableChanges() string {
 	var parts []string
-	for _, p := range c.report.Partitions {
+	for _, p := range r.Partitions {
 		switch {
 		case p.Number == 0:
 			parts = append(parts, p.Field+" of the disk")
@@ -170,4 +203,26 @@ func (c *comparison) tableChanges() string {
 		}
 	}
 	return bounded(strings.Join(parts, ", "))
+}
+
+// variableChanges says what changed in a variable of Secure Boot.
+func (r *Report) variableChanges(name string) string {
+	var parts []string
+	for _, c := range r.SecureBoot {
+		if entry, ok := strings.CutPrefix(c.Name, name+", "); ok {
+			parts = append(parts, string(became(c))+" "+entry)
+		}
+	}
+	return bounded(strings.Join(parts, ", "))
+}
+
+// became says what happened to something that has a value, or none.
+func became(c Change) How {
+	switch {
+	case c.A == "" && c.B != "":
+		return Added
+	case c.B == "" && c.A != "":
+		return Removed
+	}
+	return Changed
 }

@@ -20,14 +20,25 @@ const (
 	maxNotes       = 100
 )
 
+// What was compared.
+const (
+	comparedDisks     = "disks"
+	comparedDocuments = "measurements"
+	comparedBoth      = "measurements and disks"
+)
+
 // Report is what changed from one image, A, to another, B. Values that one of them
 // does not have are empty.
 type Report struct {
-	SchemaVersion int       `json:"schemaVersion"`
-	A             Image     `json:"a"`
-	B             Image     `json:"b"`
-	Identical     bool      `json:"identical"` // every byte is the same
-	Packages      []Package `json:"packages"`
+	SchemaVersion int   `json:"schemaVersion"`
+	A             Image `json:"a"`
+	B             Image `json:"b"`
+	// Compared is what was: "disks", "measurements" or "measurements and disks". Without
+	// the disks the lists that come from them are empty: of files, partitions, file
+	// systems and findings.
+	Compared  string    `json:"compared"`
+	Identical bool      `json:"identical"` // nothing differs in what was compared, not even a byte
+	Packages  []Package `json:"packages"`
 	// CommandLine are the words that the kernel gets, without a root hash that
 	// Verity has.
 	CommandLine []Change        `json:"commandLine"`
@@ -43,16 +54,25 @@ type Report struct {
 	PCRs        []PCR           `json:"pcrs"`
 	Appeared    []audit.Finding `json:"findingsAppeared"`
 	Gone        []audit.Finding `json:"findingsGone"`
-	Other       []Change        `json:"other"` // bytes that mean nothing by themselves
+	// What follows comes from measurements documents. SecureBoot has the state, and
+	// entries of variables as "db, certificate CN=…"; Inputs are what the disks were
+	// built from, Source the files of their descriptions.
+	SecureBoot      []Change  `json:"secureBoot"`
+	Builder         []Change  `json:"builder"`
+	BuilderPackages []Package `json:"builderPackages"`
+	Inputs          []Change  `json:"inputs"`
+	Source          []File    `json:"source"`
+	Other           []Change  `json:"other"` // bytes that mean nothing by themselves
 	// NotCompared says what could not be compared, and why.
 	NotCompared []string `json:"notCompared"`
 }
 
 // Image is one of the two.
 type Image struct {
-	Name string `json:"name"`
-	Size int64  `json:"size"` // bytes
-	OS   string `json:"os,omitempty"`
+	Name   string `json:"name"`
+	Size   int64  `json:"size"`             // of the disk, in bytes
+	SHA256 string `json:"sha256,omitempty"` // of the disk, when its measurements say it
+	OS     string `json:"os,omitempty"`
 }
 
 // Change is a value that changed. Name may be empty where the values speak for
@@ -65,7 +85,7 @@ type Change struct {
 
 // Package is a package that came, went, or has another version.
 type Package struct {
-	Kind string `json:"kind"` // "deb" or "rpm"
+	Kind string `json:"kind,omitempty"` // "deb" or "rpm"
 	Name string `json:"name"`
 	Arch string `json:"arch,omitempty"`
 	A    string `json:"a,omitempty"` // version
@@ -112,6 +132,9 @@ type BootFile struct {
 	// does and something outside of them and of the signatures.
 	Signatures bool `json:"signatures,omitempty"`
 	Headers    bool `json:"headers,omitempty"`
+	// Changes are what measurements say: its Authenticode digest, the version of
+	// systemd-stub.
+	Changes []Change `json:"changes,omitempty"`
 }
 
 // Section is a section of a PE image.
@@ -160,7 +183,8 @@ type Event struct {
 // newReport makes one whose lists are not null in JSON.
 func newReport(a, b string) *Report {
 	return &Report{
-		SchemaVersion: ReportVersion, A: Image{Name: a}, B: Image{Name: b},
+		SchemaVersion: ReportVersion, A: Image{Name: a}, B: Image{Name: b}, Compared: comparedDisks,
+		SecureBoot: []Change{}, Builder: []Change{}, BuilderPackages: []Package{}, Inputs: []Change{}, Source: []File{},
 		Packages: []Package{}, CommandLine: []Change{}, Boot: []BootFile{}, Files: []File{}, Times: []Time{}, Verity: []Change{},
 		Partitions: []Partition{}, Filesystems: []Partition{}, PCRs: []PCR{}, Appeared: []audit.Finding{}, Gone: []audit.Finding{}, Other: []Change{}, NotCompared: []string{},
 	}
@@ -178,7 +202,8 @@ func (r *Report) Marshal() ([]byte, error) {
 // empty reports whether nothing that differs was found.
 func (r *Report) empty() bool {
 	return len(r.Packages)+len(r.CommandLine)+len(r.Boot)+len(r.Files)+r.FilesHidden+len(r.Times)+len(r.Verity)+
-		len(r.Partitions)+len(r.Filesystems)+len(r.PCRs)+len(r.Appeared)+len(r.Gone)+len(r.Other) == 0
+		len(r.Partitions)+len(r.Filesystems)+len(r.PCRs)+len(r.Appeared)+len(r.Gone)+len(r.Other)+
+		len(r.SecureBoot)+len(r.Builder)+len(r.BuilderPackages)+len(r.Inputs)+len(r.Source) == 0
 }
 
 // notCompared notes what could not be compared.

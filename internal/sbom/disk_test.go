@@ -175,6 +175,15 @@ func TestDocuments(t *testing.T) {
 			if got, err := DiskDigest(content); err != nil || got != i.Disk.SHA256 {
 				t.Errorf("it is about the disk %q: %v", got, err)
 			}
+			listed, err := Packages(content)
+			if err != nil || len(listed) != len(i.Packages) {
+				t.Fatalf("%d packages are read of %d: %v", len(listed), len(i.Packages), err)
+			}
+			for n, p := range listed {
+				if q := i.Packages[n]; p.Kind != q.Kind || p.Name != q.Name || p.FullVersion() != q.FullVersion() || p.Arch != q.Arch {
+					t.Errorf("%+v is read of %+v", p, q)
+				}
+			}
 			_, _, again := template(t)
 			second, err := again.Document(format, h)
 			if err != nil || !bytes.Equal(second, content) {
