@@ -369,15 +369,12 @@ func told(differences []string) string {
 // measureAgain measures a disk as the attested one was measured, but with Secure Boot
 // off: a disk that was just built is not signed.
 func (a *app) measureAgain(ctx context.Context, attested *measure.Document, built *kiwi.Result) (*measure.Document, error) {
-	options := measure.Options{
-		Bank: attested.Measurements.HashAlgorithm, Arch: attested.Architecture, PCRs: slices.Sorted(maps.Keys(attested.Measurements.PCRs)),
-	}
 	d, err := disk.Open(built.Disk)
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
-	prediction, err := measure.Disk(ctx, d, options)
+	prediction, err := measure.Disk(ctx, d, unsigned(attested))
 	if err != nil {
 		return nil, err
 	}
@@ -387,4 +384,12 @@ func (a *app) measureAgain(ctx context.Context, attested *measure.Document, buil
 	}
 	doc.Builder, err = readBuilder(built.Builder)
 	return doc, err
+}
+
+// unsigned are the circumstances that an attested disk was measured under, but with
+// Secure Boot off.
+func unsigned(attested *measure.Document) measure.Options {
+	return measure.Options{
+		Bank: attested.Measurements.HashAlgorithm, Arch: attested.Architecture, PCRs: slices.Sorted(maps.Keys(attested.Measurements.PCRs)),
+	}
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -174,7 +173,7 @@ func TestRebuild(t *testing.T) {
 		t.Setenv("FAKE_DISK", otherDisk(t, disk))
 		t.Setenv("FAKE_TOOLS", "apt 3.0.5 amd64")
 		status, out, said := executeHere(t, "rebuild", "--quiet", "--local-trust", trust, "--source", tree, "--builder-image", "fake", reference)
-		if status != 1 || !strings.Contains(out, "NOT reproduced") || !strings.Contains(out, "differs from byte") || !strings.Contains(out, "apt 3.0.5 (attested: 3.0.4)") {
+		if status != 1 || !strings.Contains(out, "NOT reproduced") || !strings.Contains(out, "EFI/BOOT/BOOTX64.EFI: sections .linux") || !strings.Contains(out, "apt:amd64 3.0.4 -> 3.0.5") {
 			t.Errorf("status %d: %s%s", status, out, said)
 		}
 	})
@@ -232,7 +231,7 @@ func TestRebuild(t *testing.T) {
 		pushed := must("push", "--measurements", measurements, signed, "oci:"+filepath.Join(out, "layout"))
 		must("attest", "--local-trust", trust, pushed)
 		status, report, said := executeHere(t, "rebuild", "--local-trust", trust, "--source", tree, "--builder-image", "fake", pushed)
-		if status != 1 || !strings.Contains(report, "the images of the boot chain are the same but for signatures") || strings.Contains(report, "PCR") || !strings.Contains(report, "is signed for Secure Boot") {
+		if status != 1 || !strings.Contains(report, "But for signatures the images of the boot chain are the same") || strings.Contains(report, "PCR") || !strings.Contains(report, "is signed for Secure Boot") {
 			t.Errorf("status %d: %s%s", status, report, said)
 		}
 	})
@@ -298,25 +297,5 @@ func TestByDigest(t *testing.T) {
 		if got := byDigest(&measure.BuilderInfo{Image: image, Digest: digest}); got != want {
 			t.Errorf("%s is %s, want %s", image, got, want)
 		}
-	}
-}
-
-// TestCompareReports tells what differs in documents.
-func TestCompareReports(t *testing.T) {
-	var a, b measure.Document
-	for text, doc := range map[string]*measure.Document{
-		`{"Measurements":{"HashAlgorithm":"sha256","PCR4":"` + strings.Repeat("0", 64) + `"},"Events":[{"PCR":4,"Type":"EV_SEPARATOR","Digest":"1"},{"PCR":4,"Type":"EV_EFI_BOOT_SERVICES_APPLICATION","Description":"x.efi","Digest":"2"}]}`: &a,
-		`{"Measurements":{"HashAlgorithm":"sha256","PCR4":"` + strings.Repeat("1", 64) + `"},"Events":[{"PCR":4,"Type":"EV_SEPARATOR","Digest":"1"},{"PCR":4,"Type":"EV_EFI_BOOT_SERVICES_APPLICATION","Description":"x.efi","Digest":"3"}]}`: &b,
-	} {
-		if err := json.Unmarshal([]byte(text), doc); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got := strings.Join(compareBoots(&a, &b), "\n")
-	if !strings.Contains(got, "PCR4: attested 0") || !strings.Contains(got, "its first event that differs is EV_EFI_BOOT_SERVICES_APPLICATION (x.efi)") {
-		t.Error(got)
-	}
-	if got := compareBoots(&a, &a); len(got) != 1 || got[0] != "the PCRs are the same" {
-		t.Error(got)
 	}
 }
