@@ -169,17 +169,17 @@ func (c *comparison) image(file *BootFile, a, b *efi.Image, fileA, fileB io.Read
 // maxSectionText bounds a section that is compared line by line, in bytes.
 const maxSectionText = 64 << 10
 
+// identifiersOnly is what differs on a command line where nothing is left of it that the
+// report does not have in other places.
+const identifiersOnly = "the root hash and identifiers"
+
 // section says what differs in a section of a unified kernel image.
 func (c *comparison) section(path string, s *Section, a, b *io.SectionReader) {
 	switch s.Name {
 	case ".cmdline":
 		if x, y, ok := texts(a, b); ok {
-			wordsA, wordsB := words(x), words(y)
-			if c.a.verity != nil && c.b.verity != nil {
-				wordsA, wordsB = withoutRootHash(wordsA), withoutRootHash(wordsB)
-			}
-			if s.Lines = compareWords(wordsA, wordsB); len(s.Lines) == 0 && len(c.report.Verity) > 0 {
-				s.Lines = []Change{{Name: "the root hash"}}
+			if s.Lines = c.compareCommandLines(words(x), words(y)); len(s.Lines) == 0 {
+				s.Lines = []Change{{Name: identifiersOnly}}
 			}
 		}
 	case ".osrel", ".sbat", ".uname", ".profile":

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -46,7 +47,8 @@ type comparison struct {
 	// left are the bytes of files that may still be read from each side.
 	left           int64
 	owners         owners
-	blockA, blockB []byte // for sameContent
+	identifiers    *strings.Replacer // from those of A to those of B
+	blockA, blockB []byte            // for sameContent
 }
 
 // side is what is known of one of the disks.
@@ -96,6 +98,7 @@ func (c *comparison) compare() error {
 		return err
 	}
 	c.packages()
+	c.identify()
 	c.commandLine()
 	c.verity()
 	if err := c.partitions(); err != nil {
@@ -174,11 +177,46 @@ func (c *comparison) commandLine() {
 	if c.a.noPCRs != nil || c.b.noPCRs != nil {
 		return // pcrs says why
 	}
-	a, b := c.a.words, c.b.words
+	c.report.CommandLine = append(c.report.CommandLine, c.compareCommandLines(c.a.words, c.b.words)...)
+}
+
+// compareCommandLines compares words that a kernel gets, without those that differ only
+// by the root hash or an identifier, which the report has in other places.
+func (c *comparison) compareCommandLines(a, b []string) []Change {
 	if c.a.verity != nil && c.b.verity != nil {
 		a, b = withoutRootHash(a), withoutRootHash(b)
 	}
-	c.report.CommandLine = append(c.report.CommandLine, compareWords(a, b)...)
+	return slices.DeleteFunc(compareWords(a, b), func(w Change) bool {
+		return w.Name == "" && w.A != "" && w.B != "" && strings.EqualFold(c.identifiers.Replace(w.A), w.B)
+	})
+}
+
+// identify finds the identifiers that differ, of the disk, its partitions, file systems
+// and hash trees.
+func (c *comparison) identify() {
+	var replace []string
+	differ := func(format string, a, b any) {
+		x, y := fmt.Sprintf(format, a), fmt.Sprintf(format, b)
+		if x != y && x != "" && y != "" {
+			replace = append(replace, x, y)
+		}
+	}
+	differ("%s", c.a.gpt.DiskGUID, c.b.gpt.DiskGUID)
+	for _, p := range pairs(c.a.gpt, c.b.gpt) {
+		if p.a == nil || p.b == nil {
+			continue
+		}
+		differ("%s", p.a.GUID, p.b.GUID)
+		a, errA := disk.OpenFilesystem(io.NewSectionReader(c.a.disk, p.a.Offset, p.a.Size), p.a.Size)
+		b, errB := disk.OpenFilesystem(io.NewSectionReader(c.b.disk, p.b.Offset, p.b.Size), p.b.Size)
+		if errA == nil && errB == nil {
+			differ("%s", a.UUID, b.UUID)
+		}
+	}
+	if a, b := c.a.verity, c.b.verity; a != nil && b != nil {
+		differ("hash-offset=%d", a.HashOffset, b.HashOffset)
+	}
+	c.identifiers = strings.NewReplacer(replace...)
 }
 
 // withoutRootHash leaves out the word that follows from the root file system.

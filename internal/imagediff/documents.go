@@ -80,25 +80,20 @@ func change(list *[]Change, name, a, b string) {
 	}
 }
 
-// commandLines compares what the kernel gets. Documents of older versions do not say it.
+// commandLines compares what the kernel gets: what concerns dm-verity by itself, since
+// it follows from the root file system. Documents of older versions do not say it.
 func (r *Report) commandLines(a, b *measure.Document) {
 	if a.CommandLine == "" || b.CommandLine == "" {
 		return
 	}
 	x, y := words(a.CommandLine), words(b.CommandLine)
-	change(&r.Verity, "root hash", rootHash(x), rootHash(y))
-	r.CommandLine = append(r.CommandLine, compareWords(withoutRootHash(x), withoutRootHash(y))...)
-}
-
-// rootHash is the value of roothash= on a kernel command line.
-func rootHash(words []string) string {
-	var found []string
-	for _, w := range words {
-		if value, ok := strings.CutPrefix(w, "roothash="); ok {
-			found = append(found, value)
+	for _, w := range compareWords(x, y) {
+		if key, _, _ := strings.Cut(w.A+w.B, "="); key == "roothash" || key == "usrhash" || strings.HasPrefix(key, "systemd.verity_") {
+			r.Verity = append(r.Verity, w)
+			continue
 		}
+		r.CommandLine = append(r.CommandLine, w)
 	}
-	return strings.Join(found, " ")
 }
 
 // bootChain compares the images that firmware loads. The sections of the unified kernel
@@ -184,7 +179,7 @@ func (r *Report) sections(a, b *measure.Document) []Section {
 		s := Section{Name: name, How: e.How, SizeA: sectionSize(a, name), SizeB: sectionSize(b, name)}
 		if name == ".cmdline" && e.How == Changed {
 			if s.Lines = slices.Clone(r.CommandLine); len(s.Lines) == 0 && len(r.Verity) > 0 {
-				s.Lines = []Change{{Name: "the root hash"}}
+				s.Lines = []Change{{Name: identifiersOnly}}
 			}
 		}
 		sections = append(sections, s)

@@ -72,7 +72,7 @@ func TestDocuments(t *testing.T) {
 			d.CommandLine = "roothash=" + other + " console=ttyS0 quiet"
 			event(d, 11, ".cmdline").Digest = long
 			d.Measurements.PCRs[11] = long
-		}, []string{"boot changed EFI/BOOT/BOOTX64.EFI", "section changed .cmdline", "line of .cmdline: the root hash ->", "verity root hash  -> DIGEST", "PCR 11 changed .cmdline (N bytes): the root hash"}},
+		}, []string{"boot changed EFI/BOOT/BOOTX64.EFI", "section changed .cmdline", "line of .cmdline: the root hash and identifiers ->", "verity   -> roothash=DIGEST", "PCR 11 changed .cmdline (N bytes): the root hash and identifiers"}},
 		{"a stub", "stub257", func(d *measure.Document) {
 			d.BootChain[0].StubVersion = 258
 			d.BootChain[0].Authenticode[measure.SHA384] = long

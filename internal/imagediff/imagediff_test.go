@@ -479,12 +479,33 @@ func TestVerity(t *testing.T) {
 	r := compare(t, before.disk(t), after.disk(t), Options{})
 	got, want := facts(r), []string{
 		"file changed srv/page", "file srv/page: content DIGEST -> DIGEST",
-		"boot changed EFI/BOOT/BOOTX64.EFI", "section changed .cmdline", "line of .cmdline: the root hash ->",
+		"boot changed EFI/BOOT/BOOTX64.EFI", "section changed .cmdline", "line of .cmdline: the root hash and identifiers ->",
 		"verity root hash DIGEST -> DIGEST",
-		"PCR 4 changed EFI/BOOT/BOOTX64.EFI: sections .cmdline", "PCR 11 changed .cmdline (N bytes): the root hash",
+		"PCR 4 changed EFI/BOOT/BOOTX64.EFI: sections .cmdline", "PCR 11 changed .cmdline (N bytes): the root hash and identifiers",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n  %s\nwant\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+	}
+}
+
+// TestIdentifiers renames a root file system, and the options that name it, of which one
+// loses more than the identifier.
+func TestIdentifiers(t *testing.T) {
+	make := func(uuid, more string) *disk.Disk {
+		i := newImage()
+		i.rootUUID = uuid
+		i.cmdline += " systemd.verity_root_data=UUID=" + uuid + " root=UUID=" + uuid + more
+		return i.disk(t)
+	}
+	before := make("00112233-4455-4677-8899-aabbccddeeff", ",ro")
+	const option = "root=UUID=00112233-4455-4677-8899-aabbccddeeff,ro"
+	got := facts(compare(t, before, make("00112233-4455-4677-8899-aabbccddeef0", ",ro"), Options{}))
+	if !slices.Contains(got, "line of .cmdline: the root hash and identifiers ->") || strings.Contains(strings.Join(got, "\n"), "option") {
+		t.Errorf("another UUID: got\n%s", strings.Join(got, "\n"))
+	}
+	got = facts(compare(t, before, make("00112233-4455-4677-8899-aabbccddeef0", ""), Options{}))
+	if !slices.Contains(got, fmt.Sprintf("option %q -> %q", option, "root=UUID=00112233-4455-4677-8899-aabbccddeef0")) || strings.Contains(strings.Join(got, "\n"), "option systemd.verity") {
+		t.Errorf("another option, too: got\n%s", strings.Join(got, "\n"))
 	}
 }
 
