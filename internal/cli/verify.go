@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
@@ -124,7 +125,7 @@ func (f *verifyFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.localTrust, "local-trust", "", "accept only what the local trust root in `DIR` signed")
 	flags.StringVar(&f.bundle, "bundle", "", "`FILE` of Sigstore bundles, one a line")
 	flags.StringVar(&f.bundleFrom, "bundle-from", "auto", "where to fetch bundles: registry, github or auto")
-	flags.StringArrayVar(&f.builders, "builder", nil, "`OWNER/REPO` of somebody else who built it again and attests the same, or OWNER/REPO/PATH of the workflow; may be repeated")
+	flags.StringArrayVar(&f.builders, "builder", nil, "`OWNER/REPO` of somebody else who built it again and attests the same, or OWNER/REPO/PATH of the workflow; may be repeated, or a list separated by commas or new lines")
 	flags.IntVar(&f.requireBuilders, "require-builders", 0, "`NUMBER` of builders of different owners that must attest it, the signer among them (default: the signer and every --builder)")
 	flags.BoolVar(&f.bundleFromOCI, "bundle-from-oci", false, "the same as --bundle-from=registry, as gh calls it")
 	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
@@ -285,6 +286,7 @@ func (f *verifyFlags) validate() error {
 	if f.bundleFromOCI && f.bundleFrom == "auto" {
 		f.bundleFrom = "registry"
 	}
+	f.builders = strings.FieldsFunc(strings.Join(f.builders, ","), func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
 	switch {
 	case f.format != "table" && f.format != "json":
 		return usagef("--format: there is no format %q: give table or json", f.format)

@@ -103,7 +103,7 @@ func TestSecondBuilder(t *testing.T) {
 	if verdict, out := verify("--builder", second, "--bundle-from", "registry"); verdict.Failed != "builders" {
 		t.Errorf("from the registry alone: %s", out)
 	}
-	if verdict, out := verify("--builder", second, "--builder", "mallory/rebuild"); verdict.Failed != "builders" {
+	if verdict, out := verify("--builder", second+"\nmallory/rebuild"); verdict.Failed != "builders" {
 		t.Errorf("with one who attests nothing: %s", out)
 	}
 	status, out, _ = executeHere(t, with([]string{"verify", "artifact", reference, "--builder", second, "--builder", "mallory/rebuild", "--require-builders", "2"}, whose)...)
@@ -144,6 +144,7 @@ func TestVoteCommandLine(t *testing.T) {
 		stderr string
 	}{
 		{"more than there are", []string{"verify", "artifact", "--repo", "a/b", "--builder", "c/d", "--require-builders", "3", digest}, "name more, or require from 1 to 2"},
+		{"more than a list has", []string{"verify", "artifact", "--repo", "a/b", "--builder", "c/d, e/f\n", "--require-builders", "4", digest}, "name more, or require from 1 to 3"},
 		{"negative", []string{"verify", "artifact", "--repo", "a/b", "--require-builders", "-1", digest}, "require from 1 to 1"},
 		{"no repository", []string{"verify", "artifact", "--repo", "a/b", "--builder", "c", digest}, `the builder "c" is not of the form`},
 		{"too many", append(many, digest), "there are more than 50"},

@@ -34,6 +34,21 @@ runs:
         [ "$ROLE" = arn:aws:iam::111122223333:role/register-ami ]
 `
 
+// standInDownload is actions/download-artifact without GitHub, for a file that is called
+// like its artifact, with .json.
+const standInDownload = `name: Download
+description: Stands in for actions/download-artifact
+inputs: {name: {required: true, description: name}}
+runs:
+  using: composite
+  steps:
+    - shell: bash
+      env:
+        NAME: ${{ inputs.name }}
+      run: |
+        cp "KEEP/$NAME" "$NAME.json"
+`
+
 // exampleJob is what a job of an example has to give to the job behind it.
 type exampleJob map[string]string // output: regular expression
 
@@ -88,6 +103,10 @@ func TestExampleWorkflows(t *testing.T) {
 	published := makeArtifact(t, stack, testenv.DefaultRun, registry, disk)
 	key, certificate := secureBootIdentity(t)
 
+	// What one job keeps for another is kept here.
+	kept, upload, download := t.TempDir(), t.TempDir(), t.TempDir()
+	writeTree(t, upload, map[string]string{"action.yml": strings.ReplaceAll(standInUpload, "KEEP", kept)})
+	writeTree(t, download, map[string]string{"action.yml": strings.ReplaceAll(standInDownload, "KEEP", kept)})
 	example := func(t *testing.T, name string) string {
 		t.Helper()
 		text, err := os.ReadFile(filepath.Join(testenv.Root(t), "examples/workflows", name))
@@ -142,6 +161,8 @@ func TestExampleWorkflows(t *testing.T) {
 		result := act(t, dir, run, stack.GitHub.Token, env, append([]string{
 			"--local-repository", "org/attestable-image-action@v1=" + module,
 			"--local-repository", "aws-actions/configure-aws-credentials@e6de054238d6b7531b4efff3b6587d9aade6a06c=" + credentials,
+			"--local-repository", "actions/upload-artifact@ea165f8d65b6e75b540449e92b4886f43607fa02=" + upload,
+			"--local-repository", "actions/download-artifact@d3f86a106a0bac45b974a628896c90dbdf5c8093=" + download,
 		}, e.args...)...)
 		if result.failed || len(result.errors) > 0 {
 			t.Fatalf("the workflow failed: %q", result.errors)
@@ -162,12 +183,17 @@ func TestExampleWorkflows(t *testing.T) {
 	const digest, pcr = `@sha256:[0-9a-f]{64}$`, `^[0-9a-f]{96}$`
 	reference := "^" + regexp.QuoteMeta(registry.Host+"/octo-org/image") + digest
 	publisher := []string{"OWNER/REPO", testenv.DefaultRun.Repository}
+	built := "" // reference of what minimal.yml built
+	minimal := func(t *testing.T, text string) {
+		t.Helper()
+		built = try(t, text, exampleWorkflow{
+			jobs: map[string]exampleJob{"image": {"artifact": reference, "pcr4": pcr, "pcr12": pcr}, "use": {}},
+			log:  []string{" boots as "},
+		}).outputs["image.artifact"]
+	}
 	tests := map[string]func(t *testing.T, text string){
 		"minimal.yml": func(t *testing.T, text string) {
-			try(t, text, exampleWorkflow{
-				jobs: map[string]exampleJob{"image": {"artifact": reference, "pcr4": pcr, "pcr12": pcr}, "use": {}},
-				log:  []string{" boots as "},
-			})
+			minimal(t, text)
 			t.Run("from a fork", func(t *testing.T) {
 				try(t, text, exampleWorkflow{
 					replace: []string{"on:\n  push:\n    branches: [main]\n", "on: pull_request\n"},
@@ -244,6 +270,21 @@ func TestExampleWorkflows(t *testing.T) {
 				event: "workflow_dispatch", args: []string{"--var", "INSTANCE=" + url},
 				jobs: map[string]exampleJob{"ask": {"artifact": "^" + regexp.QuoteMeta(published.reference) + "$"}, "report": {}},
 				log:  []string{"the instance runs " + published.reference},
+			})
+		},
+		"second-builder.yml": func(t *testing.T, text string) {
+			if built == "" { // the other example was not asked for
+				minimal(t, example(t, "minimal.yml"))
+			}
+			trust := " --trusted-root " + stack.TrustedRoot
+			try(t, text, exampleWorkflow{
+				replace: append(slices.Clone(publisher),
+					`rebuild "$ARTIFACT"`, `rebuild "$ARTIFACT" --builder-image builder --cert-oidc-issuer `+stack.Issuer.URL+trust,
+					"attest --rebuilt", "attest --signing-config "+stack.SigningConfig+trust+" --rebuilt",
+					"go run github.com/org/attestable-image-action@v1", command(t)),
+				event: "workflow_dispatch", args: []string{"--eventpath", dispatch(t, built)},
+				jobs: map[string]exampleJob{"rebuild": {}, "attest": {}},
+				log:  []string{"reproduced: " + built},
 			})
 		},
 		"reusable.yml": nil, // TestReusableWorkflow

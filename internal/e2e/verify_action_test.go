@@ -68,6 +68,7 @@ func TestVerifyAction(t *testing.T) {
 
 	for name, inputs := range map[string]map[string]string{
 		"of another commit":            {"source-digest": strings.Repeat("0", 40)},
+		"that nobody built again":      {"builders": "alice/rebuild, bob/rebuild/.github/workflows/rebuild.yml", "require-builders": "2"},
 		"of another reusable workflow": {"repository": "octo-org/image", "signer-workflow": "octo-org/image/.github/workflows/other.yml"},
 	} {
 		result := verify(inputs)
@@ -130,6 +131,7 @@ func TestVerifyActionInputs(t *testing.T) {
 		"another repository": {map[string]string{"REPOSITORY": "octo-org/other"}, "say in 'signer-workflow' which of its workflows must have signed"},
 		"another repository without a ref": {map[string]string{"REPOSITORY": "octo-org/other", "SIGNER_WORKFLOW": "octo-org/other/.github/workflows/x.yml"},
 			"say in 'source-ref' from which ref"},
+		"no number":       {map[string]string{"REQUIRE_BUILDERS": "$(touch " + marker + ")"}, "input 'require-builders' must be a number"},
 		"no truth":        {map[string]string{"REMEASURE": "maybe"}, "input 'remeasure' must be true or false"},
 		"no truth either": {map[string]string{"DENY_SELF_HOSTED_RUNNERS": ""}, "input 'deny-self-hosted-runners' must be true or false"},
 		"a command":       {map[string]string{"REMEASURE": "$(touch " + marker + ")"}, "input 'remeasure' must be true or false"},
@@ -140,7 +142,7 @@ func TestVerifyActionInputs(t *testing.T) {
 			env := map[string]string{
 				"ARTIFACT": "ghcr.io/octo-org/image@sha256:" + strings.Repeat("0", 64), "REPOSITORY": "", "SIGNER_WORKFLOW": "", "SIGNER_DIGEST": "",
 				"SOURCE_REF": "", "SOURCE_DIGEST": "", "DENY_SELF_HOSTED_RUNNERS": "false", "REMEASURE": "false", "CERT_OIDC_ISSUER": "",
-				"TRUSTED_ROOT": "", "BUNDLE": "", "GITHUB_REPOSITORY": "Octo-Org/Image", "GITHUB_REF": "refs/heads/main",
+				"TRUSTED_ROOT": "", "BUNDLE": "", "BUILDERS": "", "REQUIRE_BUILDERS": "", "GITHUB_REPOSITORY": "Octo-Org/Image", "GITHUB_REF": "refs/heads/main",
 				"GITHUB_WORKFLOW_REF": "octo-org/image/.github/workflows/deploy.yml@refs/heads/main", "PATH": os.Getenv("PATH"),
 			}
 			maps.Copy(env, tc.set)
