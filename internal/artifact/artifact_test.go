@@ -304,6 +304,12 @@ func TestSourceDateEpoch(t *testing.T) {
 	if first.Reference.Digest != second.Reference.Digest {
 		t.Errorf("the same disk at the same time gave %s and %s", first.Reference.Digest, second.Reference.Digest)
 	}
+	t.Setenv("SOURCE_DATE_EPOCH", "")
+	content := contentOf(t, path)
+	content.Created = time.Unix(1_700_000_000, 0)
+	if third, err := Push(t.Context(), parse(t, "oci:"+t.TempDir()), content); err != nil || third.Reference.Digest != first.Reference.Digest {
+		t.Errorf("the same disk that was made at that time: %+v, %v", third, err)
+	}
 	for _, wrong := range []string{"yesterday", "-1", "999999999999"} {
 		t.Setenv("SOURCE_DATE_EPOCH", wrong)
 		if _, err := push(); err == nil || !strings.Contains(err.Error(), "SOURCE_DATE_EPOCH") {

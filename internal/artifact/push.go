@@ -26,9 +26,12 @@ type Content struct {
 	// lower-case hex and its size in bytes, and returns the measurements
 	// document. An error keeps the artifact from being made.
 	Measurements func(diskSHA256 string, size int64) ([]byte, error)
-	UEFIData     []byte            // the AWS variable store of a signed image, or nil
-	PCRs         map[string]string // annotations: "pcr4" to lower-case hex, and so on
-	Annotations  map[string]string // further ones of the manifest; those that are "" are left out
+	// Created is the time of the image; zero is the time of the push. SOURCE_DATE_EPOCH
+	// in the environment goes before it.
+	Created     time.Time
+	UEFIData    []byte            // the AWS variable store of a signed image, or nil
+	PCRs        map[string]string // annotations: "pcr4" to lower-case hex, and so on
+	Annotations map[string]string // further ones of the manifest; those that are "" are left out
 }
 
 // Result is an artifact that was pushed.
@@ -167,7 +170,7 @@ func (c *Content) opener(progress func(n int64)) func() (*compressor, error) {
 
 // annotations are those of the manifest.
 func (c *Content) annotations() (map[string]string, error) {
-	created, err := creationTime()
+	created, err := c.creationTime()
 	if err != nil {
 		return nil, err
 	}
@@ -178,11 +181,14 @@ func (c *Content) annotations() (map[string]string, error) {
 	return annotations, nil
 }
 
-// creationTime is now, or what SOURCE_DATE_EPOCH says.
-func creationTime() (time.Time, error) {
+// creationTime is what SOURCE_DATE_EPOCH says, the time of the image, or now.
+func (c *Content) creationTime() (time.Time, error) {
 	t, set, err := SourceDateEpoch()
-	if err != nil || set {
+	switch {
+	case err != nil || set:
 		return t, err
+	case !c.Created.IsZero():
+		return c.Created, nil
 	}
 	return time.Now(), nil
 }

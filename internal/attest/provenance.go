@@ -52,7 +52,7 @@ type gitHubParameters struct {
 type resourceDescriptor struct {
 	Name   string            `json:"name,omitempty"`
 	URI    string            `json:"uri,omitempty"`
-	Digest map[string]string `json:"digest"`
+	Digest map[string]string `json:"digest,omitempty"`
 }
 
 type runDetails struct {
@@ -107,7 +107,7 @@ func LocalProvenance() ([]byte, error) {
 type Dependency struct {
 	Name   string // what it is to the build
 	URI    string // where it is, "" when it is nowhere
-	SHA256 string // lower-case hex
+	SHA256 string // lower-case hex, "" when it is not known
 }
 
 // AddDependencies returns a provenance predicate with more of resolvedDependencies,
@@ -121,8 +121,11 @@ func AddDependencies(predicate []byte, dependencies []Dependency) ([]byte, error
 		return nil, fmt.Errorf("read the provenance: %w", err)
 	}
 	for _, d := range dependencies {
-		p.BuildDefinition.ResolvedDependencies = append(p.BuildDefinition.ResolvedDependencies,
-			resourceDescriptor{Name: d.Name, URI: d.URI, Digest: map[string]string{"sha256": d.SHA256}})
+		r := resourceDescriptor{Name: d.Name, URI: d.URI}
+		if d.SHA256 != "" {
+			r.Digest = map[string]string{"sha256": d.SHA256}
+		}
+		p.BuildDefinition.ResolvedDependencies = append(p.BuildDefinition.ResolvedDependencies, r)
 	}
 	return json.Marshal(p)
 }

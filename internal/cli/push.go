@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -52,7 +53,12 @@ Without --measurements the disk is measured first, as by the command measure.
 
 Credentials come from the docker configuration (docker login); a job of GitHub
 Actions that pushes to ghcr.io uses its own token, and needs the permission
-packages: write. SOURCE_DATE_EPOCH sets the time in the artifact.`,
+packages: write.
+
+The time in the artifact is that of the image, which the measurements have when they
+were made with --builder; SOURCE_DATE_EPOCH goes before it, and without both it is
+now. The same disk with the same measurements, name and annotations is then the same
+artifact, whoever pushes it.`,
 		Example: `  attestable-image push image.raw ghcr.io/owner/image:v1
   attestable-image push --measurements measurements.json --tag v1,latest image.raw ghcr.io/owner/image
   attestable-image push image.raw oci:layout`,
@@ -128,6 +134,10 @@ func (a *app) push(ctx context.Context, f pushFlags, path, reference string) (*a
 			artifact.AnnotationSource:   f.source,
 			artifact.AnnotationRevision: f.revision,
 		},
+	}
+	if doc.Builder != nil {
+		// As old as what is in it: who pushes the same makes the same artifact.
+		content.Created = time.Unix(doc.Builder.Inputs.SourceDateEpoch, 0)
 	}
 	for _, n := range annotatedPCRs {
 		content.PCRs["pcr"+strconv.Itoa(n)] = doc.PCR(n)

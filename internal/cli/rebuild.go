@@ -204,7 +204,7 @@ func (a *app) rebuildOptions(ctx context.Context, f rebuildFlags, attested *meas
 	if b.output == "" {
 		b.output = filepath.Join(work, "output")
 	}
-	if b.builderImage == "" && attested.Builder.Base == "" {
+	if b.builderImage == "" && attested.Builder.Digest != "" {
 		b.builderImage = byDigest(attested.Builder)
 	}
 	o, err := a.options(b)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/org/attestable-image-action/internal/kiwi"
 	"github.com/org/attestable-image-action/internal/measure"
@@ -257,6 +258,30 @@ func TestRebuild(t *testing.T) {
 			t.Errorf("without a builder: status %d: %s", status, said)
 		}
 	})
+}
+
+// TestTwoBuilders has two machines build the same, each with a builder image that it made
+// itself: they push the same artifact, at whatever time. With other tools it is another.
+func TestTwoBuilders(t *testing.T) {
+	noJob(t)
+	t.Setenv("SOURCE_DATE_EPOCH", "")
+	fakeEngine(t, testenv.GoldenDisk(t, "stub257"))
+	tree, _ := sourceTree(t)
+	digest := func() string {
+		t.Helper()
+		_, digest, _ := strings.Cut(publish(t, tree, "oci:"+filepath.Join(t.TempDir(), "layout")), "@")
+		return digest
+	}
+	first := digest()
+	t.Setenv("FAKE_ID", strings.Repeat("b", 64))
+	time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(time.Second))) // the manifest has seconds
+	if second := digest(); second != first {
+		t.Errorf("the artifacts are %s and %s", first, second)
+	}
+	t.Setenv("FAKE_TOOLS", "apt 3.0.5 amd64")
+	if other := digest(); other == first {
+		t.Error("with other tools it is the same artifact")
+	}
 }
 
 func TestRebuildCommandLine(t *testing.T) {

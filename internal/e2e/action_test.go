@@ -157,8 +157,11 @@ func TestAction(t *testing.T) {
 			t.Fatalf("the measurements name no builder: %v", err)
 		}
 		digest := func(sha256 string) map[string]any { return map[string]any{"sha256": sha256} }
-		a.saysWhatGitHubSays(t, run,
-			map[string]any{"name": "builder", "uri": "oci://" + doc.Builder.Image, "digest": digest(strings.TrimPrefix(doc.Builder.Digest, "sha256:"))},
+		builder := map[string]any{"name": "builder", "uri": "oci://" + doc.Builder.Image}
+		if doc.Builder.Digest != "" { // it is from a registry
+			builder["digest"] = digest(strings.TrimPrefix(doc.Builder.Digest, "sha256:"))
+		}
+		a.saysWhatGitHubSays(t, run, builder,
 			map[string]any{"name": "builder packages", "digest": digest(doc.Builder.PackagesSHA256)},
 			map[string]any{"name": "description", "digest": digest(doc.Builder.Inputs.DescriptionSHA256)},
 			map[string]any{"name": "packages", "digest": digest(doc.Builder.Inputs.PackagesSHA256)})

@@ -11,12 +11,13 @@ import (
 
 // Builder says which tools built an image, and what from. builder.json is its form.
 type Builder struct {
-	Image string // container image, as it was named
-	// Digest identifies the container image: the registry's digest, or the engine's
-	// ID of one that was made on this machine. "sha256:" and hex.
-	Digest string
-	Base   string `json:",omitempty"` // image that it was made on, when it was made on this machine
-	KIWI   string // version of KIWI NG
+	Image  string // container image, as it was named
+	Digest string `json:",omitempty"` // the registry's, of the container image: "sha256:" and hex
+	// ID is the engine's, of an image that was made on this machine, which has no digest
+	// that anybody else could find it by. "sha256:" and hex.
+	ID   string `json:",omitempty"`
+	Base string `json:",omitempty"` // image that it was made on, when it was made on this machine
+	KIWI string // version of KIWI NG
 
 	PackagesSHA256 string           // of Packages, as lines "NAME VERSION ARCHITECTURE"
 	Packages       []BuilderPackage // what is installed in the container image, sorted
@@ -67,7 +68,7 @@ func (c *container) describe(ctx context.Context) (*Builder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask %s about the builder image %s: %w", c.engine.name, c.image, err)
 	}
-	digest, base, err := imageDigest(answer, c.image)
+	b, err := identifyImage(answer, c.image)
 	if err != nil {
 		return nil, fmt.Errorf("ask %s about the builder image %s: %w", c.engine.name, c.image, err)
 	}
@@ -84,18 +85,15 @@ func (c *container) describe(ctx context.Context) (*Builder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the builder's packages: %w", err)
 	}
-	return &Builder{
-		Image: c.image, Digest: digest, Base: base, KIWI: kiwiVersion(string(version)),
-		PackagesSHA256: sumOf(list), Packages: packages,
-	}, nil
+	b.KIWI, b.PackagesSHA256, b.Packages = kiwiVersion(string(version)), sumOf(list), packages
+	return b, nil
 }
 
-// imageDigest returns the digest of an image from what the engine tells of it: the
-// registry's for the name that it was asked for, or else the engine's ID. It also
-// returns the image that it was made on, "" when it was not made here.
-func imageDigest(answer, name string) (digest, base string, err error) {
+// identifyImage names an image by what the engine tells of it: by the registry's digest
+// for the name that it was asked for, or else by the engine's ID.
+func identifyImage(answer, name string) (*Builder, error) {
 	if len(answer) > maxInspectBytes {
-		return "", "", fmt.Errorf("the answer is larger than %d bytes", maxInspectBytes)
+		return nil, fmt.Errorf("the answer is larger than %d bytes", maxInspectBytes)
 	}
 	var images []struct {
 		ID          string `json:"Id"`
@@ -103,23 +101,28 @@ func imageDigest(answer, name string) (digest, base string, err error) {
 		Config      struct{ Labels map[string]string }
 	}
 	if err := json.Unmarshal([]byte(answer), &images); err != nil {
-		return "", "", fmt.Errorf("the answer is not as expected: %w", err)
+		return nil, fmt.Errorf("the answer is not as expected: %w", err)
 	}
 	if len(images) != 1 || images[0].ID == "" {
-		return "", "", fmt.Errorf("the answer has %d images", len(images))
+		return nil, fmt.Errorf("the answer has %d images", len(images))
 	}
-	base = images[0].Config.Labels[baseLabel]
+	b := &Builder{Image: name, Base: images[0].Config.Labels[baseLabel]}
 	if _, digest, ok := strings.Cut(name, "@"); ok {
-		return digest, base, nil
+		b.Digest = digest
+		return b, nil
 	}
 	// An image that was copied from one registry to another has a digest in each.
-	if known := images[0].RepoDigests; len(known) == 1 && base == "" {
+	// containerd's store gives one of its own to an image that was made here.
+	made := b.Base != "" || strings.HasPrefix(name, builderRepository+":")
+	if known := images[0].RepoDigests; len(known) == 1 && !made {
 		if _, digest, ok := strings.Cut(known[0], "@"); ok {
-			return digest, base, nil
+			b.Digest = digest
+			return b, nil
 		}
 	}
 	// podman has no algorithm in front of it.
-	return "sha256:" + strings.TrimPrefix(images[0].ID, "sha256:"), base, nil
+	b.ID = "sha256:" + strings.TrimPrefix(images[0].ID, "sha256:")
+	return b, nil
 }
 
 // parseBuilderPackages reads lines "NAME VERSION ARCHITECTURE".

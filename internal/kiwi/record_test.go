@@ -8,25 +8,31 @@ import (
 	"testing"
 )
 
-func TestImageDigest(t *testing.T) {
+func TestIdentifyImage(t *testing.T) {
 	const id, registry = "sha256:" + sumA, "sha256:" + sumB
-	for _, tc := range []struct{ name, image, answer, want, base string }{
-		{"made here", "attestable-image-builder:1", `[{"Id":"` + id + `","RepoDigests":[],"Config":{"Labels":{"org.opencontainers.image.base.name":"debian:1"}}}]`, id, "debian:1"},
-		{"podman", "builder", `[{"Id":"` + sumA + `"}]`, id, ""},
-		{"pulled", "ghcr.io/a/b:1", `[{"Id":"` + id + `","RepoDigests":["ghcr.io/a/b@` + registry + `"]}]`, registry, ""},
-		{"named by digest", "ghcr.io/a/b@" + registry, `[{"Id":"` + id + `","RepoDigests":["ghcr.io/a/b@` + registry + `","c/d@` + id + `"]}]`, registry, ""},
+	label := `"Config":{"Labels":{"org.opencontainers.image.base.name":"debian:1"}}`
+	for _, tc := range []struct {
+		name, image, answer string
+		want                Builder
+	}{
+		{"made here", "attestable-image-builder:1", `[{"Id":"` + id + `","RepoDigests":[],` + label + `}]`, Builder{ID: id, Base: "debian:1"}},
+		{"podman", "builder", `[{"Id":"` + sumA + `"}]`, Builder{ID: id}},
+		{"pulled", "ghcr.io/a/b:1", `[{"Id":"` + id + `","RepoDigests":["ghcr.io/a/b@` + registry + `"]}]`, Builder{Digest: registry}},
+		{"named by digest", "ghcr.io/a/b@" + registry, `[{"Id":"` + id + `","RepoDigests":["ghcr.io/a/b@` + registry + `","c/d@` + id + `"]}]`, Builder{Digest: registry}},
+		{"made here and pushed", "ghcr.io/a/b@" + registry, `[{"Id":"` + id + `","RepoDigests":["ghcr.io/a/b@` + registry + `"],` + label + `}]`, Builder{Digest: registry, Base: "debian:1"}},
 		// containerd's store gives an image that was made here a digest of its own.
-		{"made here, containerd", "builder:1", `[{"Id":"` + id + `","RepoDigests":["builder@` + registry + `"],"Config":{"Labels":{"org.opencontainers.image.base.name":"debian:1"}}}]`, id, "debian:1"},
+		{"made here, containerd", "builder:1", `[{"Id":"` + id + `","RepoDigests":["builder@` + registry + `"],` + label + `}]`, Builder{ID: id, Base: "debian:1"}},
+		{"made here of nothing known, containerd", "attestable-image-builder:1", `[{"Id":"` + id + `","RepoDigests":["attestable-image-builder@` + registry + `"]}]`, Builder{ID: id}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			digest, base, err := imageDigest(tc.answer, tc.image)
-			if err != nil || digest != tc.want || base != tc.base {
-				t.Errorf("it is %s on %q (%v), want %s", digest, base, err, tc.want)
+			tc.want.Image = tc.image
+			if got, err := identifyImage(tc.answer, tc.image); err != nil || !reflect.DeepEqual(*got, tc.want) {
+				t.Errorf("it is %+v (%v), want %+v", got, err, tc.want)
 			}
 		})
 	}
 	for _, answer := range []string{"", "[]", "[{}]", "{", "[{},{}]", strings.Repeat(" ", maxInspectBytes+1)} {
-		if _, _, err := imageDigest(answer, "x"); err == nil {
+		if _, err := identifyImage(answer, "x"); err == nil {
 			t.Errorf("%.20q is taken", answer)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 // build it again. The PCRs do not depend on it: it is the word of who built.
 type BuilderInfo struct {
 	Image  string // container image, as it was named
-	Digest string // of the container image: "sha256:" and lower-case hex
+	Digest string `json:",omitempty"` // of the container image, in a registry: "sha256:" and lower-case hex
 	Base   string `json:",omitempty"` // container image that it was made on, where that is known
 	KIWI   string // version of KIWI NG
 
@@ -62,6 +62,9 @@ type SourceFile struct {
 // maxSourceFiles bounds the files that are listed.
 const maxSourceFiles = 2000
 
+// year9999 is the last second that RFC 3339 can say, since 1970.
+const year9999 = 253402300799
+
 // maxBuilderBytes bounds builder.json.
 const maxBuilderBytes = 8 << 20
 
@@ -93,11 +96,13 @@ func (b *BuilderInfo) check() error {
 	switch {
 	case b.Image == "":
 		return errors.New("it names no builder image")
-	case !imageDigest().MatchString(b.Digest):
+	case b.Digest != "" && !imageDigest().MatchString(b.Digest):
 		return fmt.Errorf("the builder image's digest %q is not sha256: and hex", b.Digest)
 	case !sha256Hex().MatchString(b.PackagesSHA256) || !sha256Hex().MatchString(b.Inputs.DescriptionSHA256) ||
 		b.Inputs.PackagesSHA256 != "" && !sha256Hex().MatchString(b.Inputs.PackagesSHA256):
 		return errors.New("a SHA-256 in it is no digest in lower-case hex")
+	case b.Inputs.SourceDateEpoch < 0 || b.Inputs.SourceDateEpoch > year9999:
+		return fmt.Errorf("its time of %d seconds since 1970 is none that RFC 3339 can say", b.Inputs.SourceDateEpoch)
 	case len(b.Inputs.Files) > maxSourceFiles:
 		return fmt.Errorf("it lists more than %d files", maxSourceFiles)
 	}

@@ -74,6 +74,8 @@ func TestBuilderRefuses(t *testing.T) {
 		{"description", `"fbaf`, `"f`, "no digest"},
 		{"twice", `"KIWI"`, `"KIWI": "1", "KIWI"`, "KIWI"},
 		{"type", `1764000000`, `"now"`, "cannot unmarshal"},
+		{"time before 1970", `1764000000`, `-1`, "is none that RFC 3339 can say"},
+		{"time after 9999", `1764000000`, `253402300800`, "is none that RFC 3339 can say"},
 		{"path that climbs", `"image"`, `"../image"`, "leads out of the source"},
 		{"absolute path", `"files"`, `"/files"`, "leads out of the source"},
 		{"template and description", `"Description": "image"`, `"Template": "debian", "Description": "image"`, "not one of"},
