@@ -67,9 +67,14 @@ func (r *Report) circumstances(a, b *measure.Document) {
 	}
 }
 
+// maxListed bounds lists whose entries are looked for in one another: of images that are
+// loaded, and of entries of a variable. Real ones have some dozens.
+const maxListed = 1000
+
 // Why documents are not compared in everything.
 var (
 	errNotSaid   = errors.New("the measurements do not say what it was built with")
+	errTooLong   = fmt.Errorf("a list has more than %d entries", maxListed)
 	errNotListed = errors.New("not both measurements list them")
 )
 
@@ -100,6 +105,10 @@ func (r *Report) commandLines(a, b *measure.Document) {
 // image are those that PCR 11 records.
 func (r *Report) bootChain(a, b *measure.Document) {
 	change(&r.Other, "architecture", a.Architecture, b.Architecture)
+	if len(a.BootChain) > maxListed || len(b.BootChain) > maxListed {
+		r.notCompared("boot chain", errTooLong)
+		return
+	}
 	sections := r.sections(a, b)
 	unifiedA, unifiedB := unifiedImage(a), unifiedImage(b)
 	var taken []int
@@ -176,6 +185,9 @@ func (r *Report) sections(a, b *measure.Document) []Section {
 		if !strings.HasPrefix(name, ".") {
 			continue // the name of a section is an event, too
 		}
+		if len(sections) == maxEvents {
+			break // the PCR counts the rest
+		}
 		s := Section{Name: name, How: e.How, SizeA: sectionSize(a, name), SizeB: sectionSize(b, name)}
 		if name == ".cmdline" && e.How == Changed {
 			if s.Lines = slices.Clone(r.CommandLine); len(s.Lines) == 0 && len(r.Verity) > 0 {
@@ -207,6 +219,12 @@ func sectionSize(d *measure.Document, name string) int64 {
 func (r *Report) secureBoot(a, b *measure.Document) {
 	list := &r.SecureBoot
 	change(list, "enforced", yes(a.SecureBoot.Enabled), yes(b.SecureBoot.Enabled))
+	for _, s := range []*measure.SecureBootInfo{&a.SecureBoot, &b.SecureBoot} {
+		if len(s.Variables) > maxEvents || len(s.Authorities) > maxListed {
+			r.notCompared("Secure Boot", errTooLong)
+			return
+		}
+	}
 	names := []string{}
 	digests := [2]map[string]string{{}, {}}
 	for i, d := range []*measure.Document{a, b} {
@@ -256,9 +274,6 @@ func signatureEntries(list *[]Change, what string, a, b [][2]string) {
 	}
 }
 
-// maxEntries bounds the entries of a variable that are named.
-const maxEntries = 1000
-
 // variableEntries are the names and digests of the entries of a variable, which the
 // event in PCR 7 has.
 func variableEntries(d *measure.Document, name string) ([][2]string, error) {
@@ -281,8 +296,8 @@ func variableEntries(d *measure.Document, name string) ([][2]string, error) {
 		var found [][2]string
 		for _, l := range lists {
 			for _, s := range l.Signatures {
-				if len(found) == maxEntries {
-					return nil, fmt.Errorf("it has more than %d entries", maxEntries)
+				if len(found) == maxListed {
+					return nil, errTooLong
 				}
 				found = append(found, signatureEntry(l.Type, s.Data))
 			}

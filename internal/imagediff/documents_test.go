@@ -138,6 +138,14 @@ func TestDocuments(t *testing.T) {
 		}},
 		{"another bank", "stub257", func(d *measure.Document) { d.Measurements.HashAlgorithm = measure.SHA256 }, []string{"not compared: PCRs: they are of the banks SHA384 (A) and SHA256 (B)"}},
 		{"fewer PCRs", "stub257", func(d *measure.Document) { delete(d.Measurements.PCRs, 5) }, []string{"not compared: PCR 5 (B): the measurements do not have it"}},
+		{"a long boot chain", "stub257", func(d *measure.Document) {
+			for range 1001 {
+				d.BootChain = append(d.BootChain, d.BootChain[0])
+			}
+		}, []string{"not compared: boot chain: a list has more than 1000 entries"}},
+		{"many variables", "stub257", func(d *measure.Document) { d.SecureBoot.Variables = make([]measure.VariableInfo, 1001) }, []string{
+			"not compared: Secure Boot: a list has more than 1000 entries",
+		}},
 		{"the architecture", "stub257", func(d *measure.Document) { d.Architecture = "aarch64" }, []string{"other architecture x86_64 aarch64"}},
 		{"a value that is not known", "stub257", func(d *measure.Document) { d.BootChain[0].Authenticode[measure.SHA256] = other }, []string{
 			"other values of the documents differ that mean nothing by themselves",
@@ -195,4 +203,28 @@ func TestAddPackages(t *testing.T) {
 	if got, want := facts(r), []string{`package old "1" -> ""`, `package web "1" -> "2"`}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
+}
+
+// FuzzDocuments compares whatever can be read with itself, and with a document of ours.
+func FuzzDocuments(f *testing.F) {
+	for _, name := range []string{"stub257", "sbA252", "uki"} {
+		content, err := os.ReadFile(filepath.Join(testenv.Root(f), "internal/measure/testdata", name+".json"))
+		must(f, err)
+		f.Add(content)
+	}
+	other := document(f, "sbA252")
+	f.Fuzz(func(t *testing.T, content []byte) {
+		d, err := measure.ParseDocument(content)
+		if err != nil {
+			return
+		}
+		if r := Documents(d, d); !r.Identical {
+			t.Errorf("it differs from itself: %q", facts(r))
+		}
+		for _, r := range []*Report{Documents(d, other), Documents(other, d)} {
+			if _, err := r.Marshal(); err != nil || r.Identical {
+				t.Errorf("identical %t: %v", r.Identical, err)
+			}
+		}
+	})
 }

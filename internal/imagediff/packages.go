@@ -51,8 +51,7 @@ func comparePackages(a, b []sbom.Package) (changes []Package, changed []sbom.Pac
 	slices.SortStableFunc(order, func(a, b identity) int { return strings.Compare(a.name, b.name) })
 	for _, id := range order {
 		v := versions[id]
-		onlyA := slices.DeleteFunc(slices.Clone(v[0]), func(s string) bool { return slices.Contains(v[1], s) })
-		onlyB := slices.DeleteFunc(slices.Clone(v[1]), func(s string) bool { return slices.Contains(v[0], s) })
+		onlyA, onlyB := without(v[0], v[1]), without(v[1], v[0])
 		for i := range max(len(onlyA), len(onlyB)) {
 			p := Package{Kind: string(id.kind), Name: id.name, Arch: id.arch}
 			if i < len(onlyA) {
@@ -68,6 +67,15 @@ func comparePackages(a, b []sbom.Package) (changes []Package, changed []sbom.Pac
 		}
 	}
 	return changes, changed
+}
+
+// without are the texts of a list that another one lacks.
+func without(list, other []string) []string {
+	known := make(map[string]bool, len(other))
+	for _, s := range other {
+		known[s] = true
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return known[s] })
 }
 
 // owners are the packages that changed, and their files.
