@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 
@@ -141,6 +142,7 @@ line is wrong.`,
 	cobra.EnableCommandSorting = false // the chain's order says more
 	root.PersistentFlags().BoolVarP(&a.quiet, "quiet", "q", false, "no progress, only the result and errors")
 	root.AddCommand(commands(a)...)
+	refuseOutsideLinux(root, runtime.GOOS)
 	a.complete(root)
 	return root
 }

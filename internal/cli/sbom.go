@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -64,7 +63,7 @@ func (a *app) sbom(ctx context.Context, f sbomFlags, path string) error {
 	if err != nil {
 		return usagef("--format: %w", err)
 	}
-	heading := sbom.Heading{Name: f.name, Version: f.version, Tool: toolVersion()}
+	heading := sbom.Heading{Name: f.name, Version: f.version, Tool: thisBuild().version}
 	if heading.Name == "" {
 		heading.Name = strings.TrimSuffix(filepath.Base(path), ".raw")
 	}
@@ -110,12 +109,4 @@ func (a *app) sbom(ctx context.Context, f sbomFlags, path string) error {
 		return fmt.Errorf("write the bill of materials: %w", err)
 	}
 	return nil
-}
-
-// toolVersion is the version of this program, where Go's tools know one.
-func toolVersion() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "(devel)" {
-		return info.Main.Version
-	}
-	return ""
 }

@@ -82,8 +82,7 @@ func (v diskVolume) Sync() error { return v.disk.file.Sync() }
 
 // Erase punches a hole, where the file system below can.
 func (v diskVolume) Erase(off, length int64) error {
-	err := unix.Fallocate(int(v.disk.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, v.offset+off, length)
-	if err == nil {
+	if punchHole(v.disk.file, v.offset+off, length) == nil {
 		return nil
 	}
 	zeros := make([]byte, 1<<20)

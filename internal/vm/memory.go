@@ -28,11 +28,10 @@ const (
 
 // newMemory makes a file without a name, of size bytes.
 func newMemory(name string, size int64) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	file, err := memoryFile(name)
 	if err != nil {
 		return nil, fmt.Errorf("make a memory file for %s: %w", name, err)
 	}
-	file := os.NewFile(uintptr(fd), name)
 	if err := file.Truncate(size); err != nil {
 		file.Close()
 		return nil, fmt.Errorf("make a memory file of %d bytes for %s: %w", size, name, err)

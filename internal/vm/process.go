@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -33,7 +32,7 @@ func start(cmd *exec.Cmd) (*process, error) {
 	cmd.WaitDelay = killWait
 	// In a group of its own, Ctrl-C on the terminal reaches this process only,
 	// which then ends the others in order.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	cmd.SysProcAttr = ownGroup()
 	started := make(chan error, 1)
 	go func() {
 		// The kernel sends the signal when the starting *thread* ends, so that

@@ -192,7 +192,7 @@ func (p *proxy) close() {
 
 // socketPair makes two connected sockets: one for this process, one to hand on.
 func socketPair() (*net.UnixConn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fds, err := socketPairDescriptors()
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a pair of sockets: %w", err)
 	}
