@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"go.yaml.in/yaml/v3"
+
 	"github.com/org/attestable-image-action/internal/testenv"
 )
 
@@ -141,16 +143,65 @@ func TestMoveMajorTag(t *testing.T) {
 	}
 }
 
+// TestReleaseWorkflow holds that the jobs of the release workflow which can sign, and so
+// could make any program one that scripts/action-binary believes, run nothing of this
+// repository and of its modules.
+func TestReleaseWorkflow(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(testenv.Root(t), ".github/workflows/release.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var workflow struct {
+		Permissions map[string]string
+		Jobs        map[string]struct {
+			Permissions map[string]string
+			Steps       []struct{ Uses, Run string }
+		}
+	}
+	if err := yaml.Unmarshal(text, &workflow); err != nil {
+		t.Fatal(err)
+	}
+	if len(workflow.Permissions) > 0 {
+		t.Errorf("every job has the permissions %v", workflow.Permissions)
+	}
+	signers := 0
+	for name, job := range workflow.Jobs {
+		if job.Permissions == nil {
+			t.Errorf("job %s does not say which permissions it has", name)
+		}
+		if job.Permissions["id-token"] == "" {
+			continue
+		}
+		signers++
+		for _, step := range job.Steps {
+			if strings.Contains(step.Uses, "actions/checkout@") || strings.HasPrefix(step.Uses, "./") {
+				t.Errorf("job %s can sign, and uses %s", name, step.Uses)
+			}
+			for _, word := range []string{"go ", "scripts/", "git ", "make "} {
+				if strings.Contains(step.Run, word) {
+					t.Errorf("job %s can sign, and runs %q", name, step.Run)
+				}
+			}
+		}
+	}
+	if signers != 2 {
+		t.Errorf("%d jobs can sign", signers)
+	}
+}
+
 // TestReleasePublish publishes with a gh that only writes down what it is asked for.
 func TestReleasePublish(t *testing.T) {
 	script := filepath.Join(testenv.Root(t), "scripts/release-publish")
 	for name, c := range map[string]struct {
 		tag, state string // of the release that is there, as gh tells it
 		tamper     bool
+		newer      string   // tag beside the release's own
 		want       []string // calls in their order; nil is an error
 	}{
 		"new":           {tag: "v1.2.0", want: []string{"release view", "release create v1.2.0 --verify-tag --draft", "release edit v1.2.0 --draft=false --latest"}},
 		"a pre-release": {tag: "v1.2.0-rc.1", want: []string{"release view", "release create v1.2.0-rc.1 --verify-tag --draft", "release edit v1.2.0-rc.1 --draft=false --prerelease --latest=false"}},
+		"an older line": {tag: "v1.2.0", newer: "v2.0.0", want: []string{"release view", "release create v1.2.0", "release edit v1.2.0 --draft=false --latest=false"}},
+		"no newer one":  {tag: "v1.10.0", newer: "v1.9.0", want: []string{"release view", "release create v1.10.0", "release edit v1.10.0 --draft=false --latest"}},
 		"left behind":   {tag: "v1.2.0", state: "true", want: []string{"release view", "release delete v1.2.0 --yes", "release create", "release edit"}},
 		"another file":  {tag: "v1.2.0", tamper: true},
 	} {
@@ -172,8 +223,16 @@ func TestReleasePublish(t *testing.T) {
 			if c.tamper {
 				writeTree(t, dir, map[string]string{"release/files/attestable-image_linux_x": "another"})
 			}
+			remote := t.TempDir()
+			writeTree(t, remote, map[string]string{"file": ""})
+			commit(t, remote)
+			for _, tag := range []string{c.tag, c.newer, "v3.0.0-rc.1", "v1"} {
+				if tag != "" {
+					git(t, remote, "tag", tag)
+				}
+			}
 			commit := strings.Repeat("c", 40)
-			o := run(t, []string{"PATH=" + filepath.Join(dir, "bin") + ":" + os.Getenv("PATH")}, script, c.tag, commit, filepath.Join(dir, "release"), filepath.Join(dir, "bundle.json"))
+			o := run(t, []string{"PATH=" + filepath.Join(dir, "bin") + ":" + os.Getenv("PATH")}, script, c.tag, commit, filepath.Join(dir, "release"), filepath.Join(dir, "bundle.json"), remote)
 			asked, _ := os.ReadFile(calls)
 			lines := strings.Split(strings.TrimSuffix(string(asked), "\n"), "\n")
 			if c.want == nil {
@@ -186,7 +245,7 @@ func TestReleasePublish(t *testing.T) {
 				t.Fatalf("%v, asked for:\n%s\n%s", o.err, asked, o.output)
 			}
 			for i, want := range c.want {
-				if !strings.HasPrefix(lines[i], want) {
+				if !strings.HasPrefix(lines[i], want) || strings.HasPrefix(want, "release edit v") && lines[i] != want {
 					t.Errorf("call %d is %q, want %q", i, lines[i], want)
 				}
 				if strings.HasPrefix(want, "release create") {
