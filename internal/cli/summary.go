@@ -262,7 +262,12 @@ func (s *summary) chain() string {
 	tool, builder, packages := "KIWI NG", "", ""
 	if built := s.doc.Builder; built != nil {
 		tool += " " + built.KIWI
+		// One that is from no registry has no digest that means anything elsewhere: its
+		// packages tell what it is.
 		builder = "builder " + digestStart(strings.TrimPrefix(built.Digest, "sha256:"))
+		if built.Digest == "" {
+			builder = "tools " + digestStart(built.PackagesSHA256)
+		}
 		if built.Inputs.PackagesSHA256 != "" {
 			packages = "packages " + digestStart(built.Inputs.PackagesSHA256)
 		}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -236,7 +237,7 @@ func changedValues(before, now *measure.Document) [][3]string {
 	var rows [][3]string
 	row := func(what, a, b string) {
 		if a != b {
-			rows = append(rows, [3]string{what, a, b})
+			rows = append(rows, [3]string{what, cmp.Or(a, "none"), cmp.Or(b, "none")})
 		}
 	}
 	row("Architecture", before.Architecture, now.Architecture)

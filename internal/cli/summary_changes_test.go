@@ -75,6 +75,16 @@ func TestChangesInSummary(t *testing.T) {
 			},
 			[]string{"- Packages of the builder", "- Architecture"},
 		},
+		{
+			"a builder that is from no registry",
+			func(d *measure.Document) {
+				other := info
+				other.Digest, other.PackagesSHA256 = "", strings.Repeat("7", 64)
+				d.Builder = &other
+			},
+			[]string{"- Builder: <code>sha256&#58;<wbr>111111111111…</code> → <code>none</code>\n", "- Packages of the builder: <code>222222222222…</code> → <code>777777777777…</code>\n"},
+			nil,
+		},
 		{"a PCR more", func(d *measure.Document) { d.Measurements.PCRs[13] = strings.Repeat("0", 96) }, []string{"**PCR 13** was not predicted before"}, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

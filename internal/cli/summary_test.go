@@ -17,6 +17,16 @@ import (
 	"github.com/org/attestable-image-action/internal/testenv"
 )
 
+// TestSummaryNamesTheTools holds that a builder without a digest is told by its packages.
+func TestSummaryNamesTheTools(t *testing.T) {
+	for want, digest := range map[string]string{"builder dddddddddddd…": "sha256:" + strings.Repeat("d", 64), "tools cccccccccccc…": ""} {
+		doc := &measure.Document{Builder: &measure.BuilderInfo{Digest: digest, KIWI: "10.3.9", PackagesSHA256: strings.Repeat("c", 64)}}
+		if got := (&summary{doc: doc}).markdown(nil, nil); !strings.Contains(got, "KIWI NG 10.3.9</b><br/>"+want) {
+			t.Errorf("the chain lacks %q:\n%s", want, got)
+		}
+	}
+}
+
 func TestStepSummary(t *testing.T) {
 	disk := testenv.GoldenDisk(t, "stub257")
 	status, document, stderr := execute(t, "measure", "--format", "json", disk)
