@@ -50,7 +50,7 @@ func TestProvenance(t *testing.T) {
 				t.Fatal(err)
 			}
 			workflow := `name: Image
-on: push
+on: [push, workflow_dispatch]
 permissions:
   id-token: write
   attestations: write
