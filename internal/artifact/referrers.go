@@ -368,7 +368,8 @@ const fallbackWrites = 12
 // is longer than the time from another client's reading to its writing, and
 // written again until what was listed stays.
 func (r *registry) addToFallback(ctx context.Context, subject v1.Hash, manifests []encodedManifest) error {
-	var written, settled bool
+	var written, settled, waited bool
+	failures := 0
 	pause := r.repeat.settle
 	for writes := 0; ; {
 		start := time.Now()
@@ -393,20 +394,33 @@ func (r *registry) addToFallback(ctx context.Context, subject v1.Hash, manifests
 		if writes == fallbackWrites {
 			return fmt.Errorf("others change the index under %s again and again: run this again", fallbackTag(subject))
 		}
-		if writes > 0 {
+		// Before another try the clients spread, and read anew: what is written has to be
+		// what was read just now, or it drops what others wrote meanwhile and looked at.
+		if writes > 0 && !waited {
+			waited = true
 			if err := sleep(ctx, rand.N(pause)+1); err != nil { //nolint:gosec // as above
 				return err
 			}
+			continue
 		}
 		writes++
-		settled = false
-		if err := r.putFallback(ctx, subject, index, missing, etag); err != nil {
+		settled, waited = false, false
+		written = true // maybe also when there is no answer
+		if err := r.putFallback(once(ctx), subject, index, missing, etag); err != nil {
 			if refused, ok := errors.AsType[*statusError](err); ok && refused.status == http.StatusPreconditionFailed {
 				continue
 			}
-			return err
+			failures++
+			wait, again := r.repeat.again(err, failures)
+			if !again {
+				return err
+			}
+			waited = true
+			if err := sleep(ctx, wait); err != nil {
+				return err
+			}
+			continue
 		}
-		written = true
 		// Another client is probably as slow as this one.
 		pause = min(max(pause, 3*time.Since(start)), 10*r.repeat.settle)
 	}

@@ -72,12 +72,30 @@ func (e *hangError) Error() string { return fmt.Sprintf("%s for %s", e.what, e.a
 // errPlainHTTP refuses to send credentials or to believe answers in the clear.
 var errPlainHTTP = errors.New("it speaks plain HTTP, which only a registry on this machine may")
 
+// onceKey marks the context of requests that are sent once.
+type onceKey struct{}
+
+// once is a context whose requests are not repeated: what they write depends on what
+// was read before, and has to be read again first.
+func once(ctx context.Context) context.Context { return context.WithValue(ctx, onceKey{}, true) }
+
+// again tells whether a request that failed may succeed the next time, and how long it
+// should wait before the attempt of this number, counted from 1.
+func (p patience) again(err error, attempt int) (wait time.Duration, ok bool) {
+	if refused, answered := errors.AsType[*statusError](err); answered {
+		wait, ok = refused.wait, transientStatus(refused.status) && refused.wait <= p.maxWait
+	} else {
+		ok = connectionBroke(err) || hangs(err)
+	}
+	return max(wait, p.pause(attempt)), ok && attempt < p.attempts
+}
+
 // RoundTrip sends a request, and sends it again while that may help.
 func (s *steady) RoundTrip(request *http.Request) (*http.Response, error) {
 	if request.URL.Scheme != "https" && !isLoopback(request.URL.Host) {
 		return nil, errPlainHTTP
 	}
-	repeatable := request.Body == nil || request.Body == http.NoBody || request.GetBody != nil
+	repeatable := (request.Body == nil || request.Body == http.NoBody || request.GetBody != nil) && request.Context().Value(onceKey{}) == nil
 	end := time.Now().Add(s.total)
 	for attempt := 1; ; attempt++ {
 		if attempt > 1 && request.GetBody != nil {
@@ -149,8 +167,8 @@ func (s *steady) once(request *http.Request) (*http.Response, error) {
 
 // pause is the time before the next attempt, spread a little so that parallel
 // jobs do not come back at once.
-func (s *steady) pause(attempt int) time.Duration {
-	wait := s.backoff
+func (p patience) pause(attempt int) time.Duration {
+	wait := p.backoff
 	for range attempt - 1 {
 		wait *= 3
 	}

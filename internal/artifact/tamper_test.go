@@ -2,6 +2,7 @@ package artifact
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -406,6 +407,45 @@ func TestReferrersTogether(t *testing.T) {
 	found, err := Referrers(t.Context(), result.Reference, "application/x", withPatience(patient))
 	if err != nil || len(found) != 2*writers+1 {
 		t.Errorf("%d referrers, %v; want %d", len(found), err, 2*writers+1)
+	}
+}
+
+// TestReferrersReadBeforeRepeating has the registry refuse the list for a moment in
+// which somebody else extends it: what is written then has theirs, too.
+func TestReferrersReadBeforeRepeating(t *testing.T) {
+	t.Parallel()
+	r := testenv.FrontRegistry(t, http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		http.NotFound(w, request)
+	}))
+	backend := ociserver.New(ocimem.New(), nil)
+	var subject Reference
+	var writes atomic.Int32
+	r.Intercept(t, func(w http.ResponseWriter, request *http.Request) bool {
+		if request.Method == http.MethodGet && strings.Contains(request.URL.Path, "/referrers/") {
+			return false
+		}
+		if request.Method == http.MethodPut && strings.Contains(request.URL.Path, "/manifests/sha256-") && writes.Add(1) == 1 {
+			if _, err := PutReferrer(context.WithoutCancel(request.Context()), subject, "application/x", []byte("theirs"), nil, withPatience(hasty)); err != nil {
+				t.Error(err)
+			}
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		}
+		request.Header.Del("If-Match")
+		backend.ServeHTTP(silentWriter{w}, request)
+		return true
+	})
+	result, err := Push(t.Context(), parse(t, r.Host+"/octo-org/image:v1"), contentOf(t, sparseDisk(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	subject = result.Reference
+	if _, err := PutReferrer(t.Context(), subject, "application/x", []byte("ours"), nil, withPatience(hasty)); err != nil {
+		t.Fatal(err)
+	}
+	found, err := Referrers(t.Context(), subject, "application/x", withPatience(hasty))
+	if err != nil || len(found) != 2 || writes.Load() != 3 {
+		t.Errorf("%d referrers after %d writes, %v; want both after 3", len(found), writes.Load(), err)
 	}
 }
 
