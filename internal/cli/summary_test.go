@@ -112,7 +112,7 @@ func TestStepSummary(t *testing.T) {
 					t.Errorf("the summary has %q:\n%s", not, stdout)
 				}
 			}
-			safeMarkdown(t, stdout)
+			safeMarkdown(t, stdout, "octo-org/image")
 		})
 	}
 	if status, _, stderr := execute(t, "step-summary", filepath.Join(t.TempDir(), "none")); status != 1 || !strings.Contains(stderr, "write the step summary") {
@@ -139,11 +139,12 @@ var (
 	ownHTML    = regexp.MustCompile(`</?(b|br|wbr|code|details|summary)>`)
 	charRef    = regexp.MustCompile(`&(#\d{1,7}|nbsp);`)
 	address    = regexp.MustCompile(`(?i)www\.[a-z0-9]|:shipit:`)
-	ownLink    = regexp.MustCompile(`\[(attestation|Lock them|[^\[\]]*)?\]\(https://github\.com/[A-Za-z0-9._-]+/[A-Za-z0-9._-]+[A-Za-z0-9._~:/?%=&@+#-]*\)`)
+	ownLink    = regexp.MustCompile(`\[(attestation|Lock them|[^\[\]]*)?\]\(https://github\.com/(octo-org/image/|org/attestable-image-action)[A-Za-z0-9._~:/?%=&@+#-]*\)`)
 )
 
-// safeMarkdown holds that a summary has no markup but its own, whatever it names.
-func safeMarkdown(t *testing.T, markdown string) {
+// safeMarkdown holds that a summary of a run in repository has no markup but its own,
+// whatever it names.
+func safeMarkdown(t *testing.T, markdown, repository string) {
 	t.Helper()
 	block, columns := "", 0
 	for line := range strings.SplitSeq(strings.TrimSuffix(markdown, "\n"), "\n") {
@@ -172,6 +173,13 @@ func safeMarkdown(t *testing.T, markdown string) {
 		}
 		rest := charRef.ReplaceAllString(ownHTML.ReplaceAllString(inlineCode.ReplaceAllString(line, ""), ""), "")
 		rest = ownLink.ReplaceAllString(rest, "")
+		if repositoryName().MatchString(repository) { // the job's own, which is linked as a whole
+			rest = strings.ReplaceAll(rest, "[](https://github.com/"+repository+")", "")
+		}
+		// Where it stands together: a tag of ours between the two makes it text.
+		if strings.Contains(inlineCode.ReplaceAllString(line, ""), "javascript:") {
+			t.Errorf("%q is left in %.300q", "javascript:", line)
+		}
 		for _, bad := range []string{"<", "`", "](", "![", "://", "@", "\\", "\r", "\u2028", "\u202e", "\x00", "##["} {
 			if strings.Contains(rest, bad) {
 				t.Errorf("%q is left in %.300q", bad, line)
@@ -230,21 +238,21 @@ func TestHostileNamesInSummary(t *testing.T) {
 	for i, name := range hostileNames {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			s, open := hostileSummary(name)
-			safeMarkdown(t, s.markdown(open, nil))
-			safeMarkdown(t, s.markdown(nil, fmt.Errorf("inspect %s", name)))
+			safeMarkdown(t, s.markdown(open, nil), s.repository)
+			safeMarkdown(t, s.markdown(nil, fmt.Errorf("inspect %s", name)), s.repository)
 			s.repository, s.commit = "octo-org/image", strings.Repeat("5", 40)
-			safeMarkdown(t, s.markdown(open, nil))
+			safeMarkdown(t, s.markdown(open, nil), s.repository)
 			s.artifact, s.fork = "", true
-			safeMarkdown(t, s.markdown(open, nil))
+			safeMarkdown(t, s.markdown(open, nil), s.repository)
 			safeMarkdown(t, verifiedMarkdown(artifact.Reference{}, &attest.Verdict{
 				Checks: []attest.Check{{Name: name, Found: name, OK: true}},
 				Origin: attest.Origin{Repository: "https://github.com/" + name, Commit: name, Ref: name, Workflow: name},
-			}, s.doc))
+			}, s.doc), name)
 			placed := ami.Placed{Region: name, ImageID: name, SnapshotID: name, Name: name}
 			r := registration{Artifact: name, Architecture: name, Result: ami.Result{
 				AMIs: []ami.Placed{placed, placed, placed, placed, placed, placed}, Removed: []ami.Removed{{Region: name, ImageID: name, Snapshots: []string{name, name}}},
 			}}
-			safeMarkdown(t, r.markdown())
+			safeMarkdown(t, r.markdown(), name)
 		})
 	}
 }
@@ -255,7 +263,7 @@ func FuzzSummary(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, name string) {
 		s, open := hostileSummary(name)
-		safeMarkdown(t, s.markdown(open, nil))
+		safeMarkdown(t, s.markdown(open, nil), s.repository)
 	})
 }
 
