@@ -128,7 +128,7 @@ var hostileNames = []string{
 	"**x**", "__x__", "$x^2$", "$$x$$", "# title", "> quote", "- [ ] x", "1. x", "x\n| a | b |\n|---|---|", ":shipit:", "\u202egnp.exe", "\x00\x1b[31m", "\xff\xfe",
 	`"]`, `"] --> evil["x`, `x"];click build "javascript:alert(1)"`, `click build href "https://evil.example"`, "end", "x\nend", "%%{init: {\"theme\": \"dark\"}}%%", "%% x", "#quot;", "#35;", "style x:#fff;",
 	"classDef x fill:#fff;", "---\ntitle: x\n---", "<br/>", "subgraph x", "x --> y", "x:::absent", "`**x**`", "{{x}}", "((x))",
-	"0/0", "::error::x", "##[error]x", "\n::set-output name=x::y", "${{ github.token }}", "'; touch pwned; '", strings.Repeat("long/", 5000), strings.Repeat("ü", 5000),
+	"0/0", "www.", "::error::x", "##[error]x", "\n::set-output name=x::y", "${{ github.token }}", "'; touch pwned; '", strings.Repeat("long/", 5000), strings.Repeat("ü", 5000),
 }
 
 var (
@@ -186,7 +186,7 @@ func safeMarkdown(t *testing.T, markdown, repository string) {
 				t.Errorf("%q is left in %.300q", bad, line)
 			}
 		}
-		if address.MatchString(rest) {
+		if address.MatchString(charRef.ReplaceAllString(inlineCode.ReplaceAllString(line, ""), "")) { // with our tags, which end one
 			t.Errorf("%.300q holds an address that GitHub makes a link", line)
 		}
 		cells := strings.Count(rest, "|")
