@@ -104,7 +104,7 @@ func TestChangesInSummary(t *testing.T) {
 					t.Errorf("it has %q:\n%s", not, got)
 				}
 			}
-			safeMarkdown(t, got)
+			safeMarkdown(t, got, "octo-org/image")
 		})
 	}
 	for _, p := range []previous{{Reference: "x", Problem: "nobody <b>answers</b>"}, {Reference: "x", Measurements: json.RawMessage(`{}`)}} {
@@ -112,7 +112,7 @@ func TestChangesInSummary(t *testing.T) {
 		if !strings.Contains(got, "nothing can be told") {
 			t.Error(got)
 		}
-		safeMarkdown(t, got)
+		safeMarkdown(t, got, "octo-org/image")
 	}
 }
 
