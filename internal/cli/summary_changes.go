@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/org/attestable-image-action/internal/artifact"
+	"github.com/org/attestable-image-action/internal/imagediff"
 	"github.com/org/attestable-image-action/internal/lazyregexp"
 	"github.com/org/attestable-image-action/internal/measure"
 )
@@ -117,7 +118,7 @@ func readPrevious(path string) (*previous, error) {
 	return &p, nil
 }
 
-// maxNamedChanges bounds the names in a line of changes.
+// maxNamedChanges bounds the names in a line of changes, and the lines of a kind.
 const maxNamedChanges = 8
 
 // markdown is the section of the summary on what changed to doc, by the measurements of
@@ -137,125 +138,121 @@ func (p *previous) markdown(doc *measure.Document) string {
 	}
 	var b strings.Builder
 	b.WriteString(title + ", by what it says of itself; nobody has verified it here.\n\n")
-	same := before.Disk != nil && doc.Disk != nil && *before.Disk == *doc.Disk
+	r := imagediff.Documents(before, doc)
+	same := r.A.SHA256 != "" && r.A.SHA256 == r.B.SHA256
 	if same {
 		b.WriteString("**The disk is the same, byte for byte.**\n")
 	}
+	for _, p := range r.PCRs {
+		fmt.Fprintf(&b, "- **PCR %d** is another: %s\n", p.PCR, changedEvents(p))
+	}
 	var unchanged []string
 	for _, n := range slices.Sorted(maps.Keys(doc.Measurements.PCRs)) {
-		switch {
-		case before.PCR(n) == doc.PCR(n) && before.Measurements.HashAlgorithm == doc.Measurements.HashAlgorithm:
+		if before.PCR(n) == doc.PCR(n) && before.Measurements.HashAlgorithm == doc.Measurements.HashAlgorithm {
 			unchanged = append(unchanged, fmt.Sprint(n))
-		case before.PCR(n) == "":
-			fmt.Fprintf(&b, "- **PCR %d** was not predicted before\n", n)
-		default:
-			fmt.Fprintf(&b, "- **PCR %d** is another: %s\n", n, namedChanges(changedEvents(before, doc, n)))
 		}
 	}
 	if len(unchanged) > 0 && !same {
 		fmt.Fprintf(&b, "- PCR %s: as before\n", strings.Join(unchanged, ", "))
 	}
-	for _, change := range changedValues(before, doc) {
-		fmt.Fprintf(&b, "- %s: %s → %s\n", change[0], breakable(shorten(change[1], 100)), breakable(shorten(change[2], 100)))
+	disk := []imagediff.Change{{A: r.A.SHA256, B: r.B.SHA256}, {Name: "size", A: formatBytes(r.A.Size), B: formatBytes(r.B.Size)}}
+	if before.Disk == nil || doc.Disk == nil {
+		disk = nil
 	}
-	if files := changedFiles(before, doc); len(files) > 0 {
-		fmt.Fprintf(&b, "- Files of the description: %s\n", namedChanges(files))
+	for _, group := range []struct {
+		what    string
+		changes []imagediff.Change
+	}{
+		{"Kernel command line", r.CommandLine}, {"Secure Boot", r.SecureBoot}, {"Disk", disk},
+		{"Builder", r.Builder}, {"Built from", r.Inputs}, {"Also", r.Other},
+	} {
+		lines := 0
+		for _, c := range group.changes {
+			if c.A == c.B && c.A != "" {
+				continue // the disk's
+			}
+			if lines++; lines <= maxNamedChanges {
+				fmt.Fprintf(&b, "- %s%s\n", group.what, changedValue(c))
+			}
+		}
+		if lines > maxNamedChanges {
+			fmt.Fprintf(&b, "- %s: and %d more\n", group.what, lines-maxNamedChanges)
+		}
+	}
+	names := []string{}
+	for _, p := range r.BuilderPackages {
+		names = append(names, p.Name)
+	}
+	listed(&b, "Packages of the builder", names)
+	names = names[:0]
+	for _, f := range r.Source {
+		names = append(names, f.Path)
+	}
+	listed(&b, "Files of the description", names)
+	for i, problem := range r.NotCompared {
+		if i == maxNamedChanges {
+			break
+		}
+		fmt.Fprintf(&b, "- Not compared: %s\n", plain(shorten(problem, 200)))
 	}
 	return b.String()
 }
 
-// namedChanges lists names from an image, the first of them.
-func namedChanges(names []string) string {
-	var shown []string
-	for i, name := range names {
-		if i == maxNamedChanges {
-			shown = append(shown, fmt.Sprintf("and %d more", len(names)-i))
-			break
+// changedEvents are the things whose events make a PCR another, each once, and what
+// changed in them.
+func changedEvents(p imagediff.PCR) string {
+	var names, texts []string
+	for _, e := range p.Events {
+		name := strings.TrimPrefix(sectionSize().ReplaceAllString(e.What, ""), "name of ")
+		if slices.Contains(names, name) {
+			continue
 		}
-		shown = append(shown, breakable(shorten(name, 120)))
+		names = append(names, name)
+		text := breakable(shorten(name, 120))
+		if e.Because != "" {
+			text += ": " + plain(shorten(e.Because, 200))
+		}
+		texts = append(texts, text)
 	}
-	if shown == nil {
+	if texts == nil {
 		return "the order of its events"
 	}
-	return strings.Join(shown, ", ")
+	return firstOf(texts)
 }
 
 // sectionSize is what the description of an event says of a section's size.
 var sectionSize = lazyregexp.New(` \([0-9]+ bytes\)$`)
 
-// changedEvents are the names of a PCR's events that differ, each once, in the order of
-// the new document.
-func changedEvents(before, now *measure.Document, pcr int) []string {
-	var names []string
-	digests := func(d *measure.Document) map[string]string {
-		found := map[string]string{}
-		for _, e := range d.Events {
-			if e.PCR != pcr {
-				continue
-			}
-			name := strings.TrimPrefix(sectionSize().ReplaceAllString(e.Description, ""), "name of ")
-			if !slices.Contains(names, name) && len(names) < 1000 {
-				names = append(names, name)
-			}
-			found[name] += e.Type + e.Digest + "\n"
-		}
-		return found
+// changedValue is what stands behind the name of a group.
+func changedValue(c imagediff.Change) string {
+	text := ""
+	if c.Name != "" {
+		text = ", " + plain(shorten(c.Name, 120))
 	}
-	b := digests(now)
-	a := digests(before)
-	return slices.DeleteFunc(names, func(name string) bool { return a[name] == b[name] })
+	if c.A == "" && c.B == "" {
+		return text
+	}
+	value := func(v string) string { return breakable(shorten(shortDigest(cmp.Or(v, "none")), 100)) }
+	return text + ": " + value(c.A) + " → " + value(c.B)
 }
 
-// changedFiles are the files of the description that differ.
-func changedFiles(before, now *measure.Document) []string {
-	if before.Builder == nil || now.Builder == nil || before.Builder.Inputs.Files == nil || now.Builder.Inputs.Files == nil {
-		return nil
+// listed is a line that lists names from an image, or none.
+func listed(b *strings.Builder, what string, names []string) {
+	if len(names) == 0 {
+		return
 	}
-	files := func(d *measure.Document) map[string]measure.SourceFile {
-		found := map[string]measure.SourceFile{}
-		for _, f := range d.Builder.Inputs.Files {
-			found[f.Path] = f
-		}
-		return found
+	texts := make([]string, len(names))
+	for i, name := range names {
+		texts[i] = breakable(shorten(name, 120))
 	}
-	a, b := files(before), files(now)
-	changed := map[string]bool{}
-	for name, f := range b {
-		changed[name] = a[name] != f
-	}
-	for name := range a {
-		if _, there := b[name]; !there {
-			changed[name] = true
-		}
-	}
-	maps.DeleteFunc(changed, func(_ string, differs bool) bool { return !differs })
-	return slices.Sorted(maps.Keys(changed))
+	fmt.Fprintf(b, "- %s: %s\n", what, firstOf(texts))
 }
 
-// changedValues are what differs, as a name, the value before and that now.
-func changedValues(before, now *measure.Document) [][3]string {
-	var rows [][3]string
-	row := func(what, a, b string) {
-		if a != b {
-			rows = append(rows, [3]string{what, cmp.Or(a, "none"), cmp.Or(b, "none")})
-		}
+// firstOf lists texts, the first of them.
+func firstOf(texts []string) string {
+	more := len(texts) - maxNamedChanges
+	if more > 0 {
+		texts = append(slices.Clone(texts[:maxNamedChanges]), fmt.Sprintf("and %d more", more))
 	}
-	row("Architecture", before.Architecture, now.Architecture)
-	row("Secure Boot", onOff(before.SecureBoot.Enabled), onOff(now.SecureBoot.Enabled))
-	if before.Disk != nil && now.Disk != nil {
-		row("Disk", digestStart(before.Disk.SHA256), digestStart(now.Disk.SHA256))
-		row("Size", formatBytes(before.Disk.Size), formatBytes(now.Disk.Size))
-	}
-	a, b := before.Builder, now.Builder
-	if a == nil || b == nil {
-		return rows
-	}
-	row("KIWI NG", a.KIWI, b.KIWI)
-	row("Builder", digestStart(a.Digest), digestStart(b.Digest))
-	row("Packages of the builder", digestStart(a.PackagesSHA256), digestStart(b.PackagesSHA256))
-	row("Description", digestStart(a.Inputs.DescriptionSHA256), digestStart(b.Inputs.DescriptionSHA256))
-	row("Packages of the image", digestStart(a.Inputs.PackagesSHA256), digestStart(b.Inputs.PackagesSHA256))
-	locked := map[bool]string{false: "not locked", true: "locked"}
-	row("Lock of the packages", locked[a.Inputs.PackagesLocked], locked[b.Inputs.PackagesLocked])
-	return rows
+	return strings.Join(texts, ", ")
 }

@@ -52,10 +52,11 @@ func TestChangesInSummary(t *testing.T) {
 						d.Events[i].Digest = strings.Repeat("e", 96)
 					}
 				}
+				d.CommandLine = before.CommandLine + " debug"
 				d.Measurements.PCRs[4], d.Measurements.PCRs[11] = strings.Repeat("a", 96), strings.Repeat("b", 96)
 				d.Disk.SHA256 = strings.Repeat("c", 64)
 			},
-			[]string{"- **PCR 4** is another: <code>EFI/<wbr>BOOT/<wbr>BOOTX64&#46;<wbr>EFI</code>\n", "- **PCR 11** is another: <code>&#46;<wbr>cmdline</code>\n", "- PCR 7, 12: as before\n", "- Disk: <code>f5196a6326cf…</code> → <code>cccccccccccc…</code>\n"},
+			[]string{"- **PCR 4** is another: <code>EFI/<wbr>BOOT/<wbr>BOOTX64&#46;<wbr>EFI</code>: sections &#46;cmdline\n", "- **PCR 11** is another: <code>&#46;<wbr>cmdline</code>: debug\n", "- PCR 7, 12: as before\n", "- Disk: <code>f5196a6326cfbb5b…</code> → <code>cccccccccccccccc…</code>\n", "- Kernel command line: <code>none</code> → <code>debug</code>\n"},
 			[]string{"same, byte for byte", "- KIWI NG", ".initrd", "&#46;<wbr>initrd"},
 		},
 		{
@@ -63,17 +64,18 @@ func TestChangesInSummary(t *testing.T) {
 			func(d *measure.Document) {
 				other := info
 				other.KIWI, other.Digest = "10.3", "sha256:"+strings.Repeat("9", 64)
+				other.Inputs.DescriptionSHA256 = strings.Repeat("6", 64)
 				other.Inputs.PackagesSHA256, other.Inputs.PackagesLocked = strings.Repeat("8", 64), true
 				other.Inputs.Files = []measure.SourceFile{{Path: "config.sh", Kind: "file", Mode: "644", SHA256: strings.Repeat("5", 64)}, {Path: "new", Kind: "directory", Mode: "755"}, {Path: "same", Kind: "directory", Mode: "755"}}
 				d.Builder, d.SecureBoot.Enabled, d.Measurements.PCRs[7] = &other, true, strings.Repeat("d", 96)
 				d.Disk.SHA256 = strings.Repeat("c", 64)
 			},
 			[]string{
-				"- **PCR 7** is another: the order of its events\n", "- Secure Boot: <code>off</code> → <code>on</code>\n", "- KIWI NG: <code>10&#46;<wbr>2</code> → <code>10&#46;<wbr>3</code>\n",
-				"- Builder: <code>sha256&#58;<wbr>111111111111…</code> → ", "- Packages of the image: ", "- Lock of the packages: <code>not locked</code> → <code>locked</code>\n",
+				"- **PCR 7** is another: the order of its events\n", "- Secure Boot, enforced: <code>no</code> → <code>yes</code>\n", "- Builder, KIWI: <code>10&#46;<wbr>2</code> → <code>10&#46;<wbr>3</code>\n",
+				"- Builder, digest of the image: <code>sha256&#58;<wbr>1111", "- Built from, packages of the image: <code>4444444444444444…</code> → ", "- Built from, bound to a lock: <code>no</code> → <code>yes</code>\n",
 				"- Files of the description: <code>config&#46;<wbr>sh</code>, <code>gone</code>, <code>new</code>\n",
 			},
-			[]string{"- Packages of the builder", "- Architecture"},
+			[]string{"- Packages of the builder", "list of its packages", "- Also"},
 		},
 		{
 			"a builder that is from no registry",
@@ -82,10 +84,10 @@ func TestChangesInSummary(t *testing.T) {
 				other.Digest, other.PackagesSHA256 = "", strings.Repeat("7", 64)
 				d.Builder = &other
 			},
-			[]string{"- Builder: <code>sha256&#58;<wbr>111111111111…</code> → <code>none</code>\n", "- Packages of the builder: <code>222222222222…</code> → <code>777777777777…</code>\n"},
+			[]string{"- Builder, digest of the image: <code>sha256&#58;<wbr>1111", "→ <code>none</code>\n", "- Builder, list of its packages: <code>2222222222222222…</code> → <code>7777777777777777…</code>\n"},
 			nil,
 		},
-		{"a PCR more", func(d *measure.Document) { d.Measurements.PCRs[13] = strings.Repeat("0", 96) }, []string{"**PCR 13** was not predicted before"}, nil},
+		{"a PCR more", func(d *measure.Document) { d.Measurements.PCRs[13] = strings.Repeat("0", 96) }, []string{"- Not compared: PCR 13 (A)"}, []string{"**PCR 13**"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			content, err := before.Marshal()
