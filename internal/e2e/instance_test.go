@@ -19,6 +19,7 @@ import (
 	"unicode/utf16"
 
 	"github.com/org/attestable-image-action/internal/disk"
+	"github.com/org/attestable-image-action/internal/efi"
 	"github.com/org/attestable-image-action/internal/testenv"
 )
 
@@ -182,7 +183,12 @@ func (a *artifact) withBootEntry(t *testing.T) (string, []string) {
 	_, line, _ := bytes.Cut(image, []byte("console=ttyS0 "))
 	line, _, _ = bytes.Cut(line, []byte{0})
 	dir := t.TempDir()
-	entry := bootEntry(table.Partitions[0], `\EFI\BOOT\BOOTX64.EFI`, "console=ttyS0 "+string(line)+" systemd.mask=nothing.service")
+	esp := table.Partitions[0]
+	var options []byte
+	for _, unit := range utf16.Encode([]rune("console=ttyS0 " + string(line) + " systemd.mask=nothing.service\x00")) {
+		options = binary.LittleEndian.AppendUint16(options, unit)
+	}
+	entry := efi.LoadOption("with options", efi.HardDriveFile(esp.Number, uint64(esp.Offset/512), uint64(esp.Size/512), efi.GUID(esp.GUID), "/EFI/BOOT/BOOTX64.EFI"), options)
 	const global = "8be4df61-93ca-11d2-aa0d-00e098032b8c" // EFI_GLOBAL_VARIABLE
 	variables, err := json.Marshal(map[string]any{"version": 2, "variables": []any{
 		map[string]any{"name": "Boot0000", "guid": global, "attr": 7, "data": hex.EncodeToString(entry)},
@@ -199,27 +205,6 @@ func (a *artifact) withBootEntry(t *testing.T) (string, []string) {
 		t.Fatalf("virt-fw-vars: %v\n%s", err, out)
 	}
 	return a.disk, []string{"--firmware-code", code, "--firmware-vars", made}
-}
-
-// bootEntry is an EFI_LOAD_OPTION (UEFI 2.10, section 3.1.3) for a file on a
-// partition, with options.
-func bootEntry(p disk.Partition, path, options string) []byte {
-	le := binary.LittleEndian
-	text := func(s string) (b []byte) {
-		for _, unit := range utf16.Encode([]rune(s + "\x00")) {
-			b = le.AppendUint16(b, unit)
-		}
-		return b
-	}
-	drive := le.AppendUint32([]byte{4, 1, 42, 0}, uint32(p.Number)) // hard drive media device path
-	drive = le.AppendUint64(drive, uint64(p.Offset/512))
-	drive = le.AppendUint64(drive, uint64(p.Size/512))
-	drive = append(append(drive, p.GUID[:]...), 2, 2) // GPT, a GUID
-	file := append(le.AppendUint16([]byte{4, 4}, uint16(4+len(text(path)))), text(path)...)
-	device := slices.Concat(drive, file, []byte{0x7f, 0xff, 4, 0})
-	entry := le.AppendUint32(nil, 1) // LOAD_OPTION_ACTIVE
-	entry = le.AppendUint16(entry, uint16(len(device)))
-	return slices.Concat(entry, text("with options"), device, text(options))
 }
 
 // withAddon is the disk with an add-on beside its unified kernel image.

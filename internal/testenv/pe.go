@@ -64,6 +64,19 @@ func PE(machine uint16, sections ...PESection) []byte {
 	return b
 }
 
+// Driver makes an EFI boot service driver for the machine (0x8664 or 0xaa64)
+// that does nothing and says that it succeeded.
+func Driver(machine uint16) []byte {
+	code := []byte{0x31, 0xc0, 0xc3} // xor eax, eax; ret
+	if machine == 0xaa64 {
+		code = []byte{0x00, 0x00, 0x80, 0xd2, 0xc0, 0x03, 0x5f, 0xd6} // mov x0, #0; ret
+	}
+	b := PE(machine, PESection{".text", code})
+	const subsystem = 64 + 24 + 68
+	binary.LittleEndian.PutUint16(b[subsystem:], 11)
+	return b
+}
+
 // UKI makes a unified kernel image of the sections that systemd-stub of a
 // version ("257.13-1") measures, with a kernel that is a PE image, too.
 func UKI(machine uint16, stub string, more ...PESection) []byte {

@@ -30,7 +30,7 @@ func TestFormatBlank(t *testing.T) {
 	if !bytes.Equal(ours[blankVolume:], blank[blankVolume:]) {
 		t.Error("what follows the volume changed")
 	}
-	variables, err := enroll(measure.SecureBoot{PK: []byte("platform")}, blank)
+	variables, err := enroll(measure.SecureBoot{PK: []byte("platform")}, nil, blank)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/org/attestable-image-action/internal/efi"
 	"github.com/org/attestable-image-action/internal/measure"
 )
 
@@ -37,6 +38,9 @@ type Options struct {
 	// SecureBoot are the variables to start with; the zero value means that no
 	// key is enrolled, so that Secure Boot is off.
 	SecureBoot measure.SecureBoot
+	// Variables are more UEFI variables to start with, such as Driver0000 and
+	// DriverOrder: what whoever registers an AMI can set in its UefiData.
+	Variables []efi.Variable
 	// Until ends the boot at the first line on the serial line, without its
 	// line end, that it accepts; a line is offered again as it grows.
 	Until func(line string) bool
@@ -278,8 +282,8 @@ func newVars(o *Options) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the firmware's variable store: %w", err)
 	}
-	if content, err = enroll(o.SecureBoot, content); err != nil {
-		return nil, fmt.Errorf("write Secure Boot variables into a copy of %s: %w", o.Firmware.Vars, err)
+	if content, err = enroll(o.SecureBoot, o.Variables, content); err != nil {
+		return nil, fmt.Errorf("write UEFI variables into a copy of %s: %w", o.Firmware.Vars, err)
 	}
 	file, err := newMemory("uefi-variables", int64(len(content)))
 	if err != nil {

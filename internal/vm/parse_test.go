@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/org/attestable-image-action/internal/efi"
 	"github.com/org/attestable-image-action/internal/measure"
 	"github.com/org/attestable-image-action/internal/testenv"
 )
@@ -168,18 +169,18 @@ func TestHandOver(t *testing.T) {
 func TestEnroll(t *testing.T) {
 	store := emptyStore(64 << 10)
 	secure := measure.SecureBoot{PK: []byte("platform"), KEK: []byte("exchange"), DB: []byte("allowed"), DBX: []byte("forbidden")}
-	once, err := enroll(secure, store)
+	once, err := enroll(secure, nil, store)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := enroll(measure.SecureBoot{PK: []byte("another")}, once)
+	again, err := enroll(measure.SecureBoot{PK: []byte("another")}, []efi.Variable{{Name: "Driver0000", Vendor: efi.GlobalVariable, Attributes: 7, Data: []byte("driver")}}, once)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := liveVariables(t, again); got["PK"] != "another" || got["db"] != "allowed" || got["dbx"] != "forbidden" || got["SecureBootEnable"] != "\x01" {
+	if got := liveVariables(t, again); got["PK"] != "another" || got["db"] != "allowed" || got["dbx"] != "forbidden" || got["SecureBootEnable"] != "\x01" || got["Driver0000"] != "driver" {
 		t.Errorf("variables %q", got)
 	}
-	if _, err := enroll(measure.SecureBoot{PK: make([]byte, 64<<10)}, store); err == nil || !strings.Contains(err.Error(), "do not fit") {
+	if _, err := enroll(measure.SecureBoot{PK: make([]byte, 64<<10)}, nil, store); err == nil || !strings.Contains(err.Error(), "do not fit") {
 		t.Errorf("a variable larger than the store: %v", err)
 	}
 	for name, spoil := range map[string]func([]byte){
@@ -190,7 +191,7 @@ func TestEnroll(t *testing.T) {
 	} {
 		bad := bytes.Clone(store)
 		spoil(bad)
-		if _, err := enroll(secure, bad); err == nil || !strings.Contains(err.Error(), name) {
+		if _, err := enroll(secure, nil, bad); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("error %v, want %q", err, name)
 		}
 	}
@@ -237,7 +238,7 @@ func liveVariables(t *testing.T, content []byte) map[string]string {
 func FuzzEnroll(f *testing.F) {
 	f.Add(emptyStore(4096), []byte("PK"))
 	f.Fuzz(func(t *testing.T, store, pk []byte) {
-		out, err := enroll(measure.SecureBoot{PK: pk}, store)
+		out, err := enroll(measure.SecureBoot{PK: pk}, nil, store)
 		if err == nil && len(out) != len(store) {
 			t.Errorf("a store of %d bytes became one of %d", len(store), len(out))
 		}

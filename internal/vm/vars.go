@@ -19,7 +19,7 @@ var (
 	// gEfiAuthenticatedVariableGuid, aaf32c78-947b-439a-a180-2e144ec37792.
 	authenticatedStore = []byte{0x78, 0x2c, 0xf3, 0xaa, 0x7b, 0x94, 0x9a, 0x43, 0xa1, 0x80, 0x2e, 0x14, 0x4e, 0xc3, 0x77, 0x92}
 	// gEfiSecureBootEnableDisableGuid, f0a30bc7-af08-4556-99c4-001009c93a44.
-	secureBootEnable = []byte{0xc7, 0x0b, 0xa3, 0xf0, 0x08, 0xaf, 0x56, 0x45, 0x99, 0xc4, 0x00, 0x10, 0x09, 0xc9, 0x3a, 0x44}
+	secureBootEnable = efi.GUID{0xc7, 0x0b, 0xa3, 0xf0, 0x08, 0xaf, 0x56, 0x45, 0x99, 0xc4, 0x00, 0x10, 0x09, 0xc9, 0x3a, 0x44}
 )
 
 // Layout of edk2's variable store, all little-endian: a firmware volume (UEFI
@@ -41,55 +41,44 @@ const (
 	variableDeleted    = 0xfd // AND-ed to the state: flash can only clear bits
 )
 
-// Attributes of variables (UEFI 2.10, section 8.2).
-const (
-	nonVolatile       = 0x01
-	bootService       = 0x02
-	runtimeAccess     = 0x04
-	timeAuthenticated = 0x20
-
-	secureBootAttributes = nonVolatile | bootService | runtimeAccess | timeAuthenticated
-)
-
-// enroll returns a copy of a firmware's variable store with the variables s in
-// it, as if they had been set in setup mode.
-func enroll(s measure.SecureBoot, store []byte) ([]byte, error) {
+// enroll returns a copy of a firmware's variable store with the variables of s in
+// it, as if they had been set in setup mode, and more.
+func enroll(s measure.SecureBoot, more []efi.Variable, store []byte) ([]byte, error) {
 	content := slices.Clone(store)
-	variables := []struct {
-		name       string
-		guid       []byte
-		attributes uint32
-		data       []byte
-	}{
-		{"PK", efi.GlobalVariable[:], secureBootAttributes, s.PK},
-		{"KEK", efi.GlobalVariable[:], secureBootAttributes, s.KEK},
-		{"db", efi.ImageSecurityDatabase[:], secureBootAttributes, s.DB},
-		{"dbx", efi.ImageSecurityDatabase[:], secureBootAttributes, s.DBX},
-		{"SecureBootEnable", secureBootEnable, nonVolatile | bootService, nil},
+	const ownAttributes = efi.NonVolatile | efi.BootServiceAccess
+	variables := []efi.Variable{
+		{Name: "PK", Vendor: efi.GlobalVariable, Attributes: efi.SecureBootAttributes, Data: s.PK},
+		{Name: "KEK", Vendor: efi.GlobalVariable, Attributes: efi.SecureBootAttributes, Data: s.KEK},
+		{Name: "db", Vendor: efi.ImageSecurityDatabase, Attributes: efi.SecureBootAttributes, Data: s.DB},
+		{Name: "dbx", Vendor: efi.ImageSecurityDatabase, Attributes: efi.SecureBootAttributes, Data: s.DBX},
+		{Name: "SecureBootEnable", Vendor: secureBootEnable, Attributes: ownAttributes},
 	}
 	if s.Enabled() {
-		variables[4].data = []byte{1}
+		variables[4].Data = []byte{1}
+	}
+	if s.Enabled() || len(more) > 0 {
 		formatBlank(content)
 	}
-	for _, v := range variables {
-		if len(v.data) == 0 {
+	for _, v := range append(variables, more...) {
+		if len(v.Data) == 0 {
 			continue
 		}
-		if err := setVariable(content, v.name, v.guid, v.attributes, v.data); err != nil {
-			return nil, fmt.Errorf("%s: %w", v.name, err)
+		if err := setVariable(content, v); err != nil {
+			return nil, fmt.Errorf("%s: %w", v.Name, err)
 		}
 	}
 	return content, nil
 }
 
-// setVariable puts a variable into a store, in place of one of the same name.
-func setVariable(content []byte, name string, guid []byte, attributes uint32, data []byte) error {
+// setVariable puts a variable into a store, in place of one of the same name and
+// vendor.
+func setVariable(content []byte, v efi.Variable) error {
 	store, err := variableArea(content)
 	if err != nil {
 		return err
 	}
 	var encoded []byte
-	for _, unit := range append(utf16.Encode([]rune(name)), 0) {
+	for _, unit := range append(utf16.Encode([]rune(v.Name)), 0) {
 		encoded = binary.LittleEndian.AppendUint16(encoded, unit)
 	}
 	at := 0
@@ -106,7 +95,7 @@ func setVariable(content []byte, name string, guid []byte, attributes uint32, da
 		if end > uint64(len(header)) {
 			return fmt.Errorf("the variable at byte %d of the variable store is larger than the store", at)
 		}
-		if bytes.Equal(header[44:60], guid) && bytes.Equal(header[60:60+nameSize], encoded) {
+		if bytes.Equal(header[44:60], v.Vendor[:]) && bytes.Equal(header[60:60+nameSize], encoded) {
 			header[2] &= variableDeleted
 		}
 		at += int(end+3) &^ 3
@@ -114,15 +103,15 @@ func setVariable(content []byte, name string, guid []byte, attributes uint32, da
 			at = len(store)
 		}
 	}
-	variable := make([]byte, variableHeaderSize, variableHeaderSize+len(encoded)+len(data))
+	variable := make([]byte, variableHeaderSize, variableHeaderSize+len(encoded)+len(v.Data))
 	binary.LittleEndian.PutUint16(variable, variableStart)
 	variable[2] = variableAdded
-	binary.LittleEndian.PutUint32(variable[4:], attributes)
+	binary.LittleEndian.PutUint32(variable[4:], v.Attributes)
 	// The monotonic count, the time stamp and the public key's index stay 0.
 	binary.LittleEndian.PutUint32(variable[36:], uint32(len(encoded)))
-	binary.LittleEndian.PutUint32(variable[40:], uint32(len(data)))
-	copy(variable[44:], guid)
-	variable = append(append(variable, encoded...), data...)
+	binary.LittleEndian.PutUint32(variable[40:], uint32(len(v.Data)))
+	copy(variable[44:], v.Vendor[:])
+	variable = append(append(variable, encoded...), v.Data...)
 	if len(variable) > len(store)-at {
 		return fmt.Errorf("%d bytes do not fit into the %d that are free in the variable store", len(variable), len(store)-at)
 	}
