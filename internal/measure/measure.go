@@ -24,9 +24,8 @@ var DefaultPCRs = []int{4, 7, 11, 12}
 var predictable = map[int]string{
 	0: "it records the firmware's own code",
 	1: "it records the firmware's configuration",
-	2: "it records drivers of devices",
 	3: "it records the configuration of devices",
-	4: "", 5: "", 7: "", 9: "", 11: "", 12: "", 13: "",
+	2: "", 4: "", 5: "", 7: "", 9: "", 11: "", 12: "", 13: "",
 	6:  "it records events of the computer's maker",
 	8:  "nothing of this boot path extends it by a rule that is known",
 	10: "the running system extends it (IMA)",
@@ -319,7 +318,7 @@ func (p *prediction) firmwareEvents() {
 	for _, v := range p.SecureBoot.variables() {
 		p.add(dataEvent(p.Bank, 7, EVEFIVariableDriverConfig, efi.VariableData(v.vendor, v.name, v.data), v.name))
 	}
-	p.add(separator(p.Bank, 7))
+	p.add(separator(p.Bank, 2), separator(p.Bank, 7))
 	p.add(dataEvent(p.Bank, 4, EVEFIAction, []byte("Calling EFI Application from Boot Option"), "Calling EFI Application from Boot Option"))
 	p.add(separator(p.Bank, 4), separator(p.Bank, 5))
 	if p.gpt != nil {
