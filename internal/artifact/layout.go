@@ -16,6 +16,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // layout is an OCI image layout: image-spec 1.1, "Image Layout". A file in it
@@ -44,7 +46,7 @@ func openLayout(ref Reference, want intent) (*layout, error) {
 		var file struct {
 			Version string `json:"imageLayoutVersion"`
 		}
-		if err := json.Unmarshal(raw, &file); err != nil || file.Version != "1.0.0" {
+		if err := strictjson.Unmarshal(raw, &file); err != nil || file.Version != "1.0.0" {
 			return nil, fmt.Errorf("open OCI layout %s: its file %s does not say version 1.0.0 but %s", l.dir, layoutFile, quote(string(raw)))
 		}
 		return l, nil
@@ -156,14 +158,16 @@ func (l *layout) manifest(_ context.Context, ref Reference, limit int64) ([]byte
 
 func (l *layout) readManifest(ref Reference, limit int64) ([]byte, error) {
 	digest := ref.Digest
+	var entry v1.Descriptor
 	if !ref.HasDigest() {
 		index, err := l.readIndex()
 		if err != nil {
 			return nil, err
 		}
-		if digest, err = resolve(index, ref.Tag); err != nil {
+		if entry, err = resolve(index, ref.Tag); err != nil {
 			return nil, err
 		}
+		digest = entry.Digest
 	}
 	raw, err := readFile(l.path(digest), limit)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -174,16 +178,22 @@ func (l *layout) readManifest(ref Reference, limit int64) ([]byte, error) {
 	if got := digestOf(raw); got != digest {
 		return nil, fmt.Errorf("the file %s does not match its digest: its bytes have the digest %s", l.path(digest), got)
 	}
-	return raw, nil
+	if ref.HasDigest() {
+		return raw, nil
+	}
+	if entry.Size != int64(len(raw)) {
+		return nil, fmt.Errorf("index.json gives %s a size of %d bytes, and it has %d", digest, entry.Size, len(raw))
+	}
+	return raw, checkNamedType(string(entry.MediaType), raw, "index.json")
 }
 
 // resolve finds a tag in index.json; without one, the only artifact there is.
-func resolve(index *v1.IndexManifest, tag string) (v1.Hash, error) {
-	var found []v1.Hash
+func resolve(index *v1.IndexManifest, tag string) (v1.Descriptor, error) {
+	var found []v1.Descriptor
 	for _, entry := range index.Manifests {
 		if tag == "" && entry.ArtifactType == Type || tag != "" && entry.Annotations[annotationRefName] == tag {
-			if !slices.Contains(found, entry.Digest) {
-				found = append(found, entry.Digest)
+			if !slices.ContainsFunc(found, func(d v1.Descriptor) bool { return d.Digest == entry.Digest }) {
+				found = append(found, entry)
 			}
 		}
 	}
@@ -191,13 +201,13 @@ func resolve(index *v1.IndexManifest, tag string) (v1.Hash, error) {
 	case len(found) == 1:
 		return found[0], nil
 	case tag != "" && len(found) > 1:
-		return v1.Hash{}, fmt.Errorf("index.json gives the tag %s to %d manifests", tag, len(found))
+		return v1.Descriptor{}, fmt.Errorf("index.json gives the tag %s to %d manifests", tag, len(found))
 	case tag != "":
-		return v1.Hash{}, fmt.Errorf("the layout has no tag %s: check the reference", tag)
+		return v1.Descriptor{}, fmt.Errorf("the layout has no tag %s: check the reference", tag)
 	case len(found) == 0:
-		return v1.Hash{}, errors.New("the layout holds no attestable image")
+		return v1.Descriptor{}, errors.New("the layout holds no attestable image")
 	}
-	return v1.Hash{}, fmt.Errorf("the layout holds %d attestable images: give a tag or a digest", len(found))
+	return v1.Descriptor{}, fmt.Errorf("the layout holds %d attestable images: give a tag or a digest", len(found))
 }
 
 func (l *layout) blob(_ context.Context, layer v1.Descriptor, offset int64) (io.ReadCloser, error) {

@@ -1,19 +1,19 @@
 package artifact
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"path"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/org/attestable-image-action/internal/lazyregexp"
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // namePattern is what an image may be called: a file's name that no shell and
@@ -78,6 +78,10 @@ func parseManifest(raw []byte) (*v1.Manifest, layers, error) {
 	if m.ArtifactType != Type {
 		return nil, found, fmt.Errorf("its artifact type is %s and not %s: it is no attestable image", quote(m.ArtifactType), Type)
 	}
+	// Programs that know no artifactType go by the config's type.
+	if empty := emptyConfig(); m.Config.MediaType != empty.MediaType || m.Config.Digest != empty.Digest || m.Config.Size != empty.Size {
+		return nil, found, fmt.Errorf("its config is a %s and not the empty one: other programs may take it for something else", quote(string(m.Config.MediaType)))
+	}
 	var disks, measurements int
 	for _, layer := range m.Layers {
 		switch layer.MediaType {
@@ -109,7 +113,59 @@ func parseManifest(raw []byte) (*v1.Manifest, layers, error) {
 	case found.uefiData != nil && found.uefiData.Size > maxUEFIData:
 		return nil, found, fmt.Errorf("its UEFI variable store of %d bytes is longer than the %d that are allowed", found.uefiData.Size, maxUEFIData)
 	}
+	titles := map[string]bool{}
+	for i, layer := range m.Layers {
+		if err := checkUnmistakable(layer, titles); err != nil {
+			return nil, found, fmt.Errorf("its layer %d: %w", i+1, err)
+		}
+	}
 	return m, found, nil
+}
+
+// checkUnmistakable refuses a layer that other programs take for one of ours, or
+// put into the file of another one, which they name after the title.
+func checkUnmistakable(layer v1.Descriptor, titles map[string]bool) error {
+	for _, ours := range []types.MediaType{MediaTypeDisk, MediaTypeMeasurements, MediaTypeUEFIData} {
+		if layer.MediaType != ours && strings.EqualFold(bareMediaType(string(layer.MediaType)), string(ours)) {
+			return fmt.Errorf("its media type %s is not spelt %s", quote(string(layer.MediaType)), ours)
+		}
+	}
+	title, named := layer.Annotations[annotationTitle]
+	if !named {
+		return nil
+	}
+	file := strings.ToLower(path.Clean("/" + strings.ReplaceAll(title, `\`, "/")))
+	if titles[file] {
+		return fmt.Errorf("its title %s is that of another layer, too: both would be pulled to one file", quote(title))
+	}
+	titles[file] = true
+	return nil
+}
+
+// checkNamedType refuses a manifest that says another media type than what names
+// it does: some programs go by the one, and some by the other.
+func checkNamedType(named string, raw []byte, by string) error {
+	named = strings.ToLower(bareMediaType(named))
+	manifest := types.MediaType(named).IsImage() || types.MediaType(named).IsIndex() || types.MediaType(named).IsSchema1()
+	if !manifest {
+		return nil // nobody learns from it what the bytes are
+	}
+	var m struct {
+		MediaType string `json:"mediaType"`
+	}
+	if err := strictjson.Unmarshal(raw, &m); err != nil {
+		return fmt.Errorf("it is no manifest: %w", err)
+	}
+	if m.MediaType != "" && m.MediaType != named {
+		return fmt.Errorf("%s says that it is a %s, and it says of itself that it is a %s", by, quote(named), quote(m.MediaType))
+	}
+	return nil
+}
+
+// bareMediaType is a media type without parameters: RFC 9110, section 8.3.1.
+func bareMediaType(mediaType string) string {
+	bare, _, _ := strings.Cut(mediaType, ";")
+	return strings.TrimSpace(bare)
 }
 
 // parseImageManifest parses any OCI image manifest and checks its descriptors.
@@ -117,11 +173,20 @@ func parseImageManifest(raw []byte) (*v1.Manifest, error) {
 	if len(raw) > maxManifest {
 		return nil, fmt.Errorf("it is longer than the %d bytes that are allowed", maxManifest)
 	}
-	var m v1.Manifest
-	if err := unmarshalOne(raw, &m); err != nil {
+	var m struct {
+		v1.Manifest
+
+		Manifests json.RawMessage `json:"manifests"` // of an index
+		FSLayers  json.RawMessage `json:"fsLayers"`  // of Docker's schema 1
+	}
+	if err := strictjson.Unmarshal(raw, &m); err != nil {
 		return nil, fmt.Errorf("it is no manifest: %w", err)
 	}
 	switch {
+	case m.Manifests != nil:
+		return nil, errors.New("it has the member manifests of an image index: some programs would take it for one")
+	case m.FSLayers != nil:
+		return nil, errors.New("it has the member fsLayers of Docker's old manifests: some programs would take it for one")
 	case m.SchemaVersion != 2:
 		return nil, fmt.Errorf("its schema version is %d and not 2", m.SchemaVersion)
 	case m.MediaType != types.OCIManifestSchema1:
@@ -142,14 +207,22 @@ func parseImageManifest(raw []byte) (*v1.Manifest, error) {
 			return nil, fmt.Errorf("its subject: %w", err)
 		}
 	}
-	return &m, nil
+	return &m.Manifest, nil
 }
 
 // parseIndex parses an OCI image index and checks its descriptors.
 func parseIndex(raw []byte) (*v1.IndexManifest, error) {
-	var index v1.IndexManifest
-	if err := unmarshalOne(raw, &index); err != nil {
+	var index struct {
+		v1.IndexManifest
+
+		Config json.RawMessage `json:"config"` // of a manifest
+		Layers json.RawMessage `json:"layers"` // likewise
+	}
+	if err := strictjson.Unmarshal(raw, &index); err != nil {
 		return nil, fmt.Errorf("it is no image index: %w", err)
+	}
+	if index.Config != nil || index.Layers != nil {
+		return nil, errors.New("it has the member config or layers of an image manifest: some programs would take it for one")
 	}
 	if index.SchemaVersion != 2 {
 		return nil, fmt.Errorf("its schema version is %d and not 2", index.SchemaVersion)
@@ -163,7 +236,7 @@ func parseIndex(raw []byte) (*v1.IndexManifest, error) {
 			return nil, fmt.Errorf("its manifest %d: %w", i+1, err)
 		}
 	}
-	return &index, nil
+	return &index.IndexManifest, nil
 }
 
 func checkDescriptor(d v1.Descriptor) error {
@@ -173,17 +246,9 @@ func checkDescriptor(d v1.Descriptor) error {
 	if d.Size < 0 {
 		return fmt.Errorf("its size is %d", d.Size)
 	}
-	return nil
-}
-
-// unmarshalOne decodes exactly one JSON value.
-func unmarshalOne(raw []byte, into any) error {
-	decoder := json.NewDecoder(bytes.NewReader(raw))
-	if err := decoder.Decode(into); err != nil {
-		return err
-	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("something follows the JSON value")
+	// Some programs read it in place of the blob: image-spec 1.1, "Embedded Content".
+	if d.Data != nil && (int64(len(d.Data)) != d.Size || digestOf(d.Data) != d.Digest) {
+		return errors.New("the data inside its descriptor is not what its digest says")
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package artifact
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -177,7 +178,7 @@ func TestParseManifest(t *testing.T) {
 		"":                       "it is no manifest",
 		"null":                   "its schema version is 0",
 		"[]":                     "it is no manifest",
-		string(raw) + "{}":       "something follows the JSON value",
+		string(raw) + "{}":       "after top-level value",
 		string(raw[:len(raw)/2]): "it is no manifest",
 		strings.Repeat("[", 1e5): "it is no manifest",
 		strings.Repeat(" ", 5e6): "longer than the 4194304 bytes",
@@ -195,6 +196,8 @@ func FuzzParseManifest(f *testing.F) {
 	}
 	f.Add(raw)
 	f.Add([]byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`))
+	f.Add(bytes.Replace(raw, []byte(`"layers"`), []byte(`"layers":[],"Layers"`), 1))
+	f.Add(bytes.Replace(raw, []byte(`"layers"`), []byte(`"layers":[],"lay\u0065rs"`), 1))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if index, err := parseIndex(raw); err == nil {
 			for _, d := range index.Manifests {

@@ -150,6 +150,9 @@ func (r *registry) getManifest(ctx context.Context, ref Reference, mediaType typ
 	if said := response.Header.Get("Docker-Content-Digest"); strings.HasPrefix(said, "sha256:") && said != digest.String() {
 		return nil, nil, fmt.Errorf("the registry's answer does not match the digest %s that it gives with it: its bytes have the digest %s", quote(said), digest)
 	}
+	if err := checkNamedType(response.Header.Get("Content-Type"), raw, "the registry"); err != nil {
+		return nil, nil, err
+	}
 	return raw, response.Header, nil
 }
 

@@ -19,7 +19,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/org/attestable-image-action/internal/strictjson"
@@ -98,10 +97,7 @@ func isObject(data []byte) bool {
 // later: anybody may have written it.
 func parseStatement(payload []byte) (*Statement, error) {
 	s := new(Statement)
-	if err := json.Unmarshal(payload, s); err != nil {
-		return nil, fmt.Errorf("read the in-toto statement: %w", err)
-	}
-	if err := strictjson.Check(payload); err != nil {
+	if err := strictjson.Unmarshal(payload, s); err != nil {
 		return nil, fmt.Errorf("read the in-toto statement: %w", err)
 	}
 	switch {
@@ -123,7 +119,7 @@ func parseStatement(payload []byte) (*Statement, error) {
 // (lower-case hex).
 func (s *Statement) about(sha256 string) bool {
 	return slices.ContainsFunc(s.Subject, func(subject Subject) bool {
-		return strings.EqualFold(subject.Digest["sha256"], sha256)
+		return subject.Digest["sha256"] == sha256
 	})
 }
 

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +18,8 @@ import (
 	"github.com/sigstore/sigstore-go/pkg/bundle"
 	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
 	"github.com/sigstore/sigstore-go/pkg/verify"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // MaxBundle bounds a bundle, in bytes: a predicate of MaxPredicate in base64,
@@ -82,22 +83,17 @@ func ReadBundles(path string) ([]Candidate, error) {
 
 func parseBundles(name string, data []byte) ([]Candidate, error) {
 	var candidates []Candidate
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	for {
-		var one json.RawMessage
-		err := decoder.Decode(&one)
-		switch {
-		case errors.Is(err, io.EOF) && len(candidates) == 0:
-			return nil, errors.New("it is empty")
-		case errors.Is(err, io.EOF):
-			return candidates, nil
-		case err != nil:
-			return nil, err
-		case len(candidates) == MaxBundles:
-			return nil, fmt.Errorf("it holds more than %d bundles", MaxBundles)
+	err := strictjson.Split(bytes.NewReader(data), func(one []byte) error {
+		if len(candidates) == MaxBundles {
+			return fmt.Errorf("it holds more than %d bundles", MaxBundles)
 		}
 		candidates = append(candidates, Candidate{Source: fmt.Sprintf("%s, bundle %d", name, len(candidates)+1), Data: one})
+		return nil
+	})
+	if err == nil && len(candidates) == 0 {
+		err = errors.New("it is empty")
 	}
+	return candidates, err
 }
 
 // AppendBundles appends bundles to a file, one a line.
@@ -181,6 +177,9 @@ func (t *Trust) check(a *Attestation, data []byte, sha256 string) error {
 	if err := b.UnmarshalJSON(data); err != nil {
 		return fmt.Errorf("it is no Sigstore bundle: %w", err)
 	}
+	if err := checkOneMeaning(data, b); err != nil {
+		return fmt.Errorf("it is no Sigstore bundle that has one meaning: %w", err)
+	}
 	envelope := b.GetDsseEnvelope()
 	switch {
 	case !b.MinVersion("0.2"):
@@ -242,6 +241,26 @@ func (t *Trust) check(a *Attestation, data []byte, sha256 string) error {
 		a.Clocks = append(a.Clocks, Clock{Kind: kind, URI: proven.URI, Time: proven.Timestamp.UTC()})
 	}
 	a.Time = slices.MinFunc(a.Clocks, func(x, y Clock) int { return x.Time.Compare(y.Time) }).Time
+	return nil
+}
+
+// checkOneMeaning refuses a bundle that others read differently than protojson, which
+// takes names of the .proto file and several alphabets of base64.
+func checkOneMeaning(data []byte, b *bundle.Bundle) error {
+	if err := strictjson.CheckMessage(data, b.Bundle); err != nil {
+		return err
+	}
+	var text struct {
+		Envelope struct {
+			Payload string `json:"payload"`
+		} `json:"dsseEnvelope"`
+	}
+	if err := strictjson.Unmarshal(data, &text); err != nil {
+		return err
+	}
+	if text.Envelope.Payload != base64.StdEncoding.EncodeToString(b.GetDsseEnvelope().GetPayload()) {
+		return errors.New("its payload is not in the base64 of RFC 4648, section 4, with padding")
+	}
 	return nil
 }
 

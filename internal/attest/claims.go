@@ -2,6 +2,7 @@ package attest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"github.com/coreos/go-oidc/v3/oidc"
 
 	"github.com/org/attestable-image-action/internal/retry"
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // Audiences of the two tokens: Fulcio takes the first, and the second is good
@@ -64,8 +66,21 @@ func verifyToken(ctx context.Context, token, issuer, audience string, transport 
 	if verified.Issuer != issuer && !strings.HasPrefix(verified.Issuer, strings.TrimSuffix(issuer, "/")+"/") {
 		return nil, fail(fmt.Errorf("it was issued by %q and not by %s", verified.Issuer, issuer))
 	}
-	claims := new(Claims)
-	if err := verified.Claims(claims); err != nil {
+	// The library has read some of them itself.
+	var claims struct {
+		Claims
+
+		Audience  any `json:"aud"`
+		Expires   any `json:"exp"`
+		Issued    any `json:"iat"`
+		NotBefore any `json:"nbf"`
+	}
+	var payload json.RawMessage
+	err = verified.Claims(&payload)
+	if err == nil {
+		err = strictjson.Unmarshal(payload, &claims)
+	}
+	if err != nil {
 		return nil, fail(fmt.Errorf("decode its claims: %w", err))
 	}
 	for name, value := range map[string]string{
@@ -78,7 +93,7 @@ func verifyToken(ctx context.Context, token, issuer, audience string, transport 
 			return nil, fail(fmt.Errorf("it lacks the claim %q: is it a token of a GitHub Actions job?", name))
 		}
 	}
-	return claims, nil
+	return &claims.Claims, nil
 }
 
 // Host is where a GitHub lives, and what follows from that.

@@ -31,6 +31,8 @@ func TestVerifyToken(t *testing.T) {
 		{name: "of an issuer whose name begins like it", change: map[string]any{"iss": issuer.URL + "0.evil.example"}, want: "it was issued by"},
 		{name: "expired", change: map[string]any{"exp": time.Now().Add(-time.Hour).Unix()}, want: "token is expired"},
 		{name: "of no job", change: map[string]any{"job_workflow_ref": ""}, want: `it lacks the claim "job_workflow_ref": is it a token of a GitHub Actions job?`},
+		{name: "with a claim of another case", change: map[string]any{"Repository": "evil/image"}, want: `member "Repository" is not spelt "repository"`},
+		{name: "with another audience of another case", change: map[string]any{"Aud": "sigstore"}, want: "read the job's identity token"},
 		{name: "with a number for text", change: map[string]any{"run_id": 7}, want: "decode its claims"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

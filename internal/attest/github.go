@@ -17,6 +17,7 @@ import (
 
 	"github.com/org/attestable-image-action/internal/lazyregexp"
 	"github.com/org/attestable-image-action/internal/retry"
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // GitHub is the part of GitHub's REST API that keeps attestations ("REST API
@@ -76,7 +77,7 @@ func (g GitHub) Store(ctx context.Context, repository string, bundle []byte) (id
 	var answer struct {
 		ID json.Number `json:"id"`
 	}
-	if err := json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&answer); err != nil {
+	if err := strictjson.Decode(response.Body, 1<<20, &answer); err != nil {
 		return fail(fmt.Errorf("read the answer: %w", err))
 	}
 	if answer.ID == "" {
@@ -91,7 +92,7 @@ func (g GitHub) holds(ctx context.Context, repository string, bundle []byte) boo
 	if err != nil {
 		return false
 	}
-	said, err := decode(bundle)
+	said, err := strictjson.Value(bundle)
 	if err != nil {
 		return false
 	}
@@ -102,7 +103,7 @@ func (g GitHub) holds(ctx context.Context, repository string, bundle []byte) boo
 		return false
 	}
 	return slices.ContainsFunc(listed, func(c Candidate) bool {
-		found, err := decode(c.Data)
+		found, err := strictjson.Value(c.Data)
 		if c.Err != nil || err != nil {
 			return false
 		}
@@ -134,8 +135,8 @@ func explainStatus(err error) error {
 
 // listed is one attestation of a list.
 type listed struct {
-	Bundle    json.RawMessage `json:"bundle"`
-	BundleURL string          `json:"bundle_url"`
+	Bundle    strictjson.Raw `json:"bundle"`
+	BundleURL string         `json:"bundle_url"`
 }
 
 // Bundles fetches the bundles about the manifest with this SHA-256 (hex) that
@@ -202,7 +203,7 @@ func (g GitHub) bundles(ctx context.Context, kind, scope, sha256 string) ([]Cand
 	var list struct {
 		Attestations []listed `json:"attestations"`
 	}
-	if err := json.NewDecoder(response.Body).Decode(&list); err != nil {
+	if err := strictjson.Decode(response.Body, maxFetched, &list); err != nil {
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}
 	return FetchAll(ctx, len(list.Attestations), func(i int) Candidate {
@@ -307,7 +308,7 @@ func (g GitHub) get(ctx context.Context, endpoint string, into any) error {
 	if response.StatusCode != http.StatusOK {
 		return retry.NewStatusError(response)
 	}
-	if err := json.NewDecoder(response.Body).Decode(into); err != nil {
+	if err := strictjson.Decode(response.Body, maxObject, into); err != nil {
 		return fmt.Errorf("read the answer: %w", err)
 	}
 	return nil

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // BuildTypeGitHub is GitHub's own build type for workflows.
@@ -117,7 +119,7 @@ func AddDependencies(predicate []byte, dependencies []Dependency) ([]byte, error
 		return predicate, nil
 	}
 	var p provenance
-	if err := json.Unmarshal(predicate, &p); err != nil {
+	if err := strictjson.Unmarshal(predicate, &p); err != nil {
 		return nil, fmt.Errorf("read the provenance: %w", err)
 	}
 	for _, d := range dependencies {
@@ -142,7 +144,7 @@ func (d difference) String() string {
 // does it say more than the certificate.
 func contradictions(predicate []byte, c certificate.Summary) ([]difference, error) {
 	var p provenance
-	if err := json.Unmarshal(predicate, &p); err != nil {
+	if err := strictjson.Unmarshal(predicate, &p); err != nil {
 		return nil, fmt.Errorf("read the provenance: %w", err)
 	}
 	var found []difference

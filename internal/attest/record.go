@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/org/attestable-image-action/internal/retry"
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // StorageRecord says where an organization keeps an artifact, for the page of its
@@ -77,7 +78,7 @@ func (g GitHub) Record(ctx context.Context, repository string, r StorageRecord) 
 		return fail(refused)
 	}
 	var made recordList
-	if err := json.NewDecoder(response.Body).Decode(&made); err != nil {
+	if err := strictjson.Decode(response.Body, maxObject, &made); err != nil {
 		return fail(fmt.Errorf("read the answer: %w", err))
 	}
 	if len(made.ids(nil)) == 0 {

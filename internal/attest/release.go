@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/org/attestable-image-action/internal/retry"
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // ReleaseFile is a file of bundles among the assets of a release ("REST API
@@ -155,7 +156,7 @@ func (f *ReleaseFile) replace(ctx context.Context, data []byte) error {
 	var made struct {
 		ID json.Number `json:"id"`
 	}
-	if err := json.NewDecoder(response.Body).Decode(&made); err != nil || made.ID == "" {
+	if err := strictjson.Decode(response.Body, maxObject, &made); err != nil || made.ID == "" {
 		return errors.New("the answer gives no number")
 	}
 	if old != "" {

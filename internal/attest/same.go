@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // Author is who signs, as far as it makes one attestation another than the next:
@@ -44,7 +46,7 @@ func authorOf(c certificate.Summary) Author {
 // every member. Of provenance that means the same attempt of the same run. The
 // bundle is JSON on one line.
 func (s *Signer) Existing(candidates []Candidate, statement *Statement, author Author) ([]byte, bool) {
-	said, err := decode(statement.Predicate)
+	said, err := strictjson.Value(statement.Predicate)
 	if err != nil {
 		return nil, false
 	}
@@ -56,7 +58,7 @@ func (s *Signer) Existing(candidates []Candidate, statement *Statement, author A
 		if a.Err != nil || a.PredicateType != statement.PredicateType || authorOf(a.Certificate) != author {
 			continue
 		}
-		found, err := decode(a.Predicate)
+		found, err := strictjson.Value(a.Predicate)
 		if err != nil {
 			continue
 		}
@@ -82,7 +84,7 @@ func (c Candidate) Claimed() (*Statement, error) {
 			Payload []byte `json:"payload"`
 		} `json:"dsseEnvelope"`
 	}
-	if err := json.Unmarshal(c.Data, &b); err != nil {
+	if err := strictjson.Unmarshal(c.Data, &b); err != nil {
 		return nil, fmt.Errorf("read the bundle: %w", err)
 	}
 	return parseStatement(b.Envelope.Payload)

@@ -1,7 +1,6 @@
 package attest
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -26,9 +25,6 @@ func SBOMPredicateType(document []byte) (string, error) {
 	if !isObject(document) {
 		return "", errors.New("it is not a JSON object: give SPDX or CycloneDX in JSON")
 	}
-	if err := strictjson.Check(document); err != nil {
-		return "", err
-	}
 	var fields struct {
 		SPDXVersion  string `json:"spdxVersion"`
 		SPDXID       string `json:"SPDXID"`
@@ -36,7 +32,7 @@ func SBOMPredicateType(document []byte) (string, error) {
 		SerialNumber string `json:"serialNumber"`
 		SpecVersion  string `json:"specVersion"`
 	}
-	if err := json.Unmarshal(document, &fields); err != nil {
+	if err := strictjson.Unmarshal(document, &fields); err != nil {
 		return "", fmt.Errorf("it is neither SPDX nor CycloneDX: %w", err)
 	}
 	spdx := fields.SPDXVersion != "" || fields.SPDXID != ""

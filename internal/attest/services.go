@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/org/attestable-image-action/internal/retry"
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // maxAnswer bounds an answer of a Sigstore service, in bytes.
@@ -192,7 +193,11 @@ func (l logV2) Add(ctx context.Context, entry any) (*protorekor.TransparencyLogE
 		return nil, err
 	}
 	added := new(protorekor.TransparencyLogEntry)
-	if err := protojson.Unmarshal(body, added); err != nil {
+	err = protojson.Unmarshal(body, added)
+	if err == nil {
+		err = strictjson.CheckMessage(body, added)
+	}
+	if err != nil {
 		// The decoder quotes what it stumbled over, which may be all of it.
 		return nil, fmt.Errorf("read the log's answer: %.300s", err.Error())
 	}

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/org/attestable-image-action/internal/retry"
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // Instance is a Sigstore deployment to sign with.
@@ -87,6 +88,9 @@ func ReadInstance(path string) (Instance, error) {
 func parseInstance(data []byte, now time.Time) (Instance, error) {
 	var i Instance
 	message, err := root.NewSigningConfigProtobuf(data)
+	if err == nil {
+		err = strictjson.CheckMessage(data, message)
+	}
 	if err != nil {
 		return i, fmt.Errorf("it must be a Sigstore SigningConfig v0.2 in JSON: %w", err)
 	}
@@ -265,7 +269,7 @@ func expiry(token string) time.Time {
 		Expires json.Number `json:"exp"` // seconds since 1970: RFC 7519, section 4.1.4
 	}
 	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil || json.Unmarshal(payload, &claims) != nil {
+	if err != nil || strictjson.Unmarshal(payload, &claims) != nil {
 		return time.Time{}
 	}
 	seconds, err := claims.Expires.Float64()

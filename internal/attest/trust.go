@@ -5,22 +5,24 @@ import (
 	"context"
 	"crypto/x509"
 	_ "embed"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
+	prototrustroot "github.com/sigstore/protobuf-specs/gen/pb-go/trustroot/v1"
 	"github.com/sigstore/sigstore-go/pkg/root"
 	"github.com/sigstore/sigstore-go/pkg/tuf"
 	"github.com/sigstore/sigstore-go/pkg/verify"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	"github.com/org/attestable-image-action/internal/retry"
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // Organizations in the issuer's name of a certificate, by which gh chooses the
@@ -54,21 +56,16 @@ type Trust struct {
 // them as JSON Lines, the form that gh reads).
 func ParseTrust(name string, data []byte) (*Trust, error) {
 	t := new(Trust)
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	for {
-		var one json.RawMessage
-		err := decoder.Decode(&one)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read the trusted root %s: %w", name, err)
-		}
+	err := strictjson.Split(bytes.NewReader(data), func(one []byte) error {
 		parsed, err := parseRoot(one)
 		if err != nil {
-			return nil, fmt.Errorf("read the trusted root %s: %w: it must be a Sigstore TrustedRoot 0.1 in JSON", name, err)
+			return fmt.Errorf("%w: it must be a Sigstore TrustedRoot 0.1 in JSON", err)
 		}
 		t.roots = append(t.roots, parsed)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the trusted root %s: %w", name, err)
 	}
 	if len(t.roots) == 0 {
 		return nil, fmt.Errorf("read the trusted root %s: it is empty", name)
@@ -80,6 +77,9 @@ func ParseTrust(name string, data []byte) (*Trust, error) {
 // over later.
 func parseRoot(data []byte) (*root.TrustedRoot, error) {
 	parsed, err := root.NewTrustedRootFromJSON(data)
+	if err == nil {
+		err = strictjson.CheckMessage(data, new(prototrustroot.TrustedRoot))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -185,6 +185,12 @@ func (f fetcher) DownloadFile(url string, maxLength int64, _ time.Duration) ([]b
 	}
 	if int64(len(data)) > maxLength {
 		return nil, &metadata.ErrDownloadLengthMismatch{Msg: fmt.Sprintf("%s is longer than %d bytes", url, maxLength)}
+	}
+	// A target may have any form, and is checked by who reads it.
+	if !strings.Contains(url, "/targets/") {
+		if err := strictjson.Check(data); err != nil {
+			return nil, fmt.Errorf("read %s: %w", url, err)
+		}
 	}
 	return data, nil
 }

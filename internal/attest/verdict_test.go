@@ -3,10 +3,12 @@ package attest
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -421,6 +423,16 @@ func TestTamperedBundles(t *testing.T) {
 			"it has 1025 subjects, and none has more than 1024"},
 		"too long a predicate": {a.bundle(t, &Statement{Type: StatementType, Subject: statement(t, PredicateMeasurements, testMeasurements).Subject,
 			PredicateType: PredicateMeasurements, Predicate: longPredicate(17 << 20)}), "its predicate has 17825792 bytes, and none has more than 16777216"},
+		"envelope by the name of its field": {bytes.Replace(data, []byte(`"dsseEnvelope"`), []byte(`"dsse_envelope"`), 1), `member "dsse_envelope" is not spelt "dsseEnvelope"`},
+		"envelope in another case":          {bytes.Replace(data, []byte(`"dsseEnvelope"`), []byte(`"DsseEnvelope":{},"dsseEnvelope"`), 1), "it is no Sigstore bundle"},
+		"payload twice":                     {bytes.Replace(data, []byte(`"payload":`), []byte(`"payload":"e30=","payload":`), 1), "it is no Sigstore bundle"},
+		"payload twice, by an escape":       {bytes.Replace(data, []byte(`"payload":`), []byte(`"p\u0061yload":"e30=","payload":`), 1), "it is no Sigstore bundle"},
+		"payload without padding":           {withPayload(t, data, func(s string) string { return strings.TrimRight(s, "=") }), "its payload is not in the base64 of RFC 4648"},
+		"payload with a line's end":         {withPayload(t, data, func(s string) string { return s[:8] + `\n` + s[8:] }), "it is no Sigstore bundle"},
+		"statement says two things": {a.envelope(t, bytes.Replace(manySubjects(t, 1), []byte(`"subject":`), []byte(`"Subject":[],"subject":`), 1)),
+			`member "Subject" is not spelt "subject"`},
+		"statement in another case": {a.envelope(t, bytes.Replace(manySubjects(t, 1), []byte(`"predicate":`), []byte(`"Predicate":`), 1)),
+			`member "Predicate" is not spelt "predicate"`},
 		"too long": {append(bytes.Clone(data), bytes.Repeat([]byte(" "), MaxBundle)...), "no bundle has more than"},
 		"empty":    {nil, "it is no Sigstore bundle"},
 	} {
@@ -434,6 +446,25 @@ func TestTamperedBundles(t *testing.T) {
 			}
 		})
 	}
+}
+
+// withPayload writes the payload of a bundle in another way. The spaces give it one
+// whose length needs padding.
+func withPayload(t *testing.T, data []byte, change func(string) string) []byte {
+	t.Helper()
+	before, rest, ok := bytes.Cut(data, []byte(`"payload":"`))
+	payload, after, both := bytes.Cut(rest, []byte(`"`))
+	if !ok || !both {
+		t.Fatalf("there is no payload in %s", data)
+	}
+	raw, err := base64.StdEncoding.DecodeString(string(payload))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for len(raw)%3 == 0 {
+		raw = append(raw, ' ')
+	}
+	return slices.Concat(before, []byte(`"payload":"`), []byte(change(base64.StdEncoding.EncodeToString(raw))), []byte(`"`), after)
 }
 
 // longPredicate is a JSON object of n bytes.

@@ -1,13 +1,13 @@
 package audit
 
 import (
-	"encoding/json"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/org/attestable-image-action/internal/lazyregexp"
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // configurationRoots are where programs of systemd and others look for the pieces
@@ -181,7 +181,7 @@ func (r *rootAudit) userRecord(name string) {
 		Privileged userSecrets   `json:"privileged"`
 		PerMachine []userSecrets `json:"perMachine"`
 	}
-	if err := json.Unmarshal(content, &record); err != nil {
+	if err := strictjson.Unmarshal(content, &record); err != nil {
 		r.add("file-not-read", name, "it is no user record: %v", err)
 		return
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/org/attestable-image-action/internal/imagediff"
 	"github.com/org/attestable-image-action/internal/lazyregexp"
 	"github.com/org/attestable-image-action/internal/measure"
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // previous is the artifact that a step summary compares with, as one step of the action
@@ -112,7 +113,7 @@ func readPrevious(path string) (*previous, error) {
 		return nil, nil //nolint:nilnil // documented
 	}
 	var p previous
-	if err := json.Unmarshal(content, &p); err != nil {
+	if err := strictjson.Unmarshal(content, &p); err != nil {
 		return nil, fmt.Errorf("read what to compare with: %w", err)
 	}
 	return &p, nil

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // timesVariable is the variable of the environment that names the file in which each
@@ -54,7 +56,7 @@ func readTimes(path string) ([]timeRecord, error) {
 next:
 	for line := range bytes.Lines(content) {
 		var r timeRecord
-		if json.Unmarshal(line, &r) != nil || r.Step == "" || r.Seconds < 0 || r.Stored < 0 {
+		if strictjson.Unmarshal(line, &r) != nil || r.Step == "" || r.Seconds < 0 || r.Stored < 0 {
 			continue
 		}
 		for i := range times {

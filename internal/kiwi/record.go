@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // Builder says which tools built an image, and what from. builder.json is its form.
@@ -100,7 +102,7 @@ func identifyImage(answer, name string) (*Builder, error) {
 		RepoDigests []string
 		Config      struct{ Labels map[string]string }
 	}
-	if err := json.Unmarshal([]byte(answer), &images); err != nil {
+	if err := strictjson.Unmarshal([]byte(answer), &images); err != nil {
 		return nil, fmt.Errorf("the answer is not as expected: %w", err)
 	}
 	if len(images) != 1 || images[0].ID == "" {

@@ -1,13 +1,14 @@
 package kiwi
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // maxResultBytes bounds kiwi.result.json, which is about 1 KiB.
@@ -22,7 +23,7 @@ func parseResult(content []byte) (map[string]string, error) {
 	var entries map[string]struct {
 		Filename string `json:"filename"`
 	}
-	if err := json.Unmarshal(content, &entries); err != nil {
+	if err := strictjson.Unmarshal(content, &entries); err != nil {
 		return nil, fmt.Errorf("read KIWI's result file kiwi.result.json: %w", err)
 	}
 	files := map[string]string{}

@@ -1,8 +1,6 @@
 package kmsstandin
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -35,10 +33,10 @@ type oneOrMore []string
 // UnmarshalJSON implements json.Unmarshaler.
 func (o *oneOrMore) UnmarshalJSON(b []byte) error {
 	if len(b) > 0 && b[0] == '[' {
-		return json.Unmarshal(b, (*[]string)(o))
+		return strictjson.Unmarshal(b, (*[]string)(o))
 	}
 	*o = make(oneOrMore, 1)
-	return json.Unmarshal(b, &(*o)[0])
+	return strictjson.Unmarshal(b, &(*o)[0])
 }
 
 // operator is the one that conditions have.
@@ -61,13 +59,11 @@ func parsePolicy(text []byte) (*Policy, error) {
 	if err := strictjson.Check(text); err != nil {
 		return nil, err
 	}
-	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.DisallowUnknownFields()
 	var document struct {
 		Version   string
 		Statement []statement
 	}
-	if err := decoder.Decode(&document); err != nil {
+	if err := strictjson.UnmarshalClosed(text, &document); err != nil {
 		return nil, err
 	}
 	if document.Version != "2012-10-17" {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/org/attestable-image-action/internal/cms"
+	"github.com/org/attestable-image-action/internal/strictjson"
 	"github.com/org/attestable-image-action/nitrotpm"
 )
 
@@ -128,10 +129,8 @@ func (s *Service) answer(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, &Error{"SerializationException", err.Error()}
 	}
-	decoder := json.NewDecoder(strings.NewReader(string(body)))
-	decoder.DisallowUnknownFields()
 	var in decryptInput
-	if err := decoder.Decode(&in); err != nil {
+	if err := strictjson.UnmarshalClosed(body, &in); err != nil {
 		return nil, &Error{"SerializationException", err.Error()}
 	}
 	if in.EncryptionAlgorithm != "" && in.EncryptionAlgorithm != symmetricDefault {

@@ -1,7 +1,6 @@
 package measure
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -80,10 +79,7 @@ func ParseBuilder(b []byte) (*BuilderInfo, error) {
 		return nil, fmt.Errorf("read builder.json: it is larger than %d bytes", maxBuilderBytes)
 	}
 	var info BuilderInfo
-	if err := json.Unmarshal(b, &info); err != nil {
-		return nil, fmt.Errorf("read builder.json: %w", err)
-	}
-	if err := strictjson.Check(b); err != nil {
+	if err := strictjson.Unmarshal(b, &info); err != nil {
 		return nil, fmt.Errorf("read builder.json: %w", err)
 	}
 	if err := info.check(); err != nil {

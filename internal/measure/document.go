@@ -98,7 +98,7 @@ func (m Measurements) MarshalJSON() ([]byte, error) {
 // UnmarshalJSON reads the members and checks each value.
 func (m *Measurements) UnmarshalJSON(b []byte) error {
 	var members map[string]string
-	if err := json.Unmarshal(b, &members); err != nil {
+	if err := strictjson.Unmarshal(b, &members); err != nil {
 		return err
 	}
 	bank, err := ParseBank(members["HashAlgorithm"])
@@ -128,10 +128,7 @@ func (m *Measurements) UnmarshalJSON(b []byte) error {
 // passed over; a document of a newer form is refused.
 func ParseDocument(b []byte) (*Document, error) {
 	var d Document
-	if err := json.Unmarshal(b, &d); err != nil {
-		return nil, fmt.Errorf("read measurements: %w", err)
-	}
-	if err := strictjson.Check(b); err != nil {
+	if err := strictjson.Unmarshal(b, &d); err != nil {
 		return nil, fmt.Errorf("read measurements: %w", err)
 	}
 	switch {

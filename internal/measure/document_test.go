@@ -219,9 +219,9 @@ func TestParseDocument(t *testing.T) {
 		"disk digest":       {`{"Measurements": ` + measurements + `, "Disk": {"SHA256": "abc", "Size": 5}}`, "Disk is not a SHA-256 digest and a size"},
 		"disk size":         {`{"Measurements": ` + measurements + `, "Disk": {"SHA256": "` + h256 + `", "Size": -5}}`, "Disk is not a SHA-256 digest and a size"},
 		"twice":             {`{"Measurements": ` + measurements + `, "Measurements": ` + measurements + `}`, `member "Measurements" stands twice in one object`},
-		"twice, other case": {`{"Measurements": ` + measurements + `, "measurements": ` + measurements + `}`, `member "measurements" stands twice in one object`},
+		"twice, other case": {`{"Measurements": ` + measurements + `, "measurements": ` + measurements + `}`, `member "measurements" is not spelt "Measurements"`},
 		"PCR twice":         {`{"Measurements": {"HashAlgorithm": "SHA384", "PCR4": "` + h384 + `", "PCR4": "` + h384 + `"}}`, `member "PCR4" stands twice in one object`},
-		"twice, other fold": {`{"Measurements": ` + measurements + `, "Di\u017fk": {}, "Disk": {"SHA256": "` + h256 + `"}}`, `member "Disk" stands twice in one object`},
+		"twice, other fold": {`{"Measurements": ` + measurements + `, "Di\u017fk": {}, "Disk": {"SHA256": "` + h256 + `"}}`, `is not spelt "Disk"`},
 		"deep":              {strings.Repeat(`{"x":`, 20000) + `1` + strings.Repeat(`}`, 20000), "exceeded max depth"},
 	} {
 		t.Run(name, func(t *testing.T) {

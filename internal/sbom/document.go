@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // Format is a format of a bill of materials.
@@ -101,7 +103,7 @@ func DiskDigest(document []byte) (string, error) {
 			} `json:"component"`
 		} `json:"metadata"`
 	}
-	if err := json.Unmarshal(document, &d); err != nil {
+	if err := strictjson.Unmarshal(document, &d); err != nil {
 		return "", fmt.Errorf("read the bill of materials: %w", err)
 	}
 	var tools struct {
@@ -109,7 +111,7 @@ func DiskDigest(document []byte) (string, error) {
 			Name string `json:"name"`
 		} `json:"components"`
 	}
-	ours := json.Unmarshal(d.Metadata.Tools, &tools) == nil && len(tools.Components) == 1 && tools.Components[0].Name == toolName
+	ours := strictjson.Unmarshal(d.Metadata.Tools, &tools) == nil && len(tools.Components) == 1 && tools.Components[0].Name == toolName
 	if c := d.Metadata.Component; ours && c.Ref == cycloneDXImage {
 		for _, h := range c.Hashes {
 			if h.Algorithm == "SHA-256" {

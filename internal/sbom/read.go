@@ -1,10 +1,11 @@
 package sbom
 
 import (
-	"encoding/json"
 	"fmt"
 
 	"github.com/package-url/packageurl-go"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // maxRead bounds the packages of a document that is read; an image of a whole
@@ -30,7 +31,7 @@ func Packages(document []byte) ([]Package, error) {
 			PURL    string `json:"purl"`
 		} `json:"components"`
 	}
-	if err := json.Unmarshal(document, &d); err != nil {
+	if err := strictjson.Unmarshal(document, &d); err != nil {
 		return nil, fmt.Errorf("read the bill of materials: %w", err)
 	}
 	if n := len(d.Packages) + len(d.Components); n > maxRead {

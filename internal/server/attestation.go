@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -93,9 +92,7 @@ func readRequest(w http.ResponseWriter, r *http.Request) (asked request, status 
 		}
 		return asked, http.StatusBadRequest, errors.New("the request ends early")
 	}
-	decoder := json.NewDecoder(bytes.NewReader(body))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&asked); err != nil || strictjson.Check(body) != nil {
+	if err := strictjson.UnmarshalClosed(body, &asked); err != nil {
 		return asked, http.StatusBadRequest, errors.New(`the request is not {"nonce": base64, "user_data": base64}`)
 	}
 	switch {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/org/attestable-image-action/internal/strictjson"
 	"github.com/org/attestable-image-action/nitrotpm"
 )
 
@@ -80,7 +81,7 @@ func Fetch(ctx context.Context, base string, nonce []byte) (document, publicKey 
 		var failure struct {
 			Error string `json:"error"`
 		}
-		_ = json.Unmarshal(content, &failure) // whatever is there is only shown
+		_ = strictjson.Unmarshal(content, &failure) // whatever is there is only shown
 		err := fmt.Errorf("ask the instance: it answers %s: %q", response.Status, failure.Error)
 		if response.StatusCode == http.StatusTooManyRequests || response.StatusCode == http.StatusServiceUnavailable {
 			err = notYet{err}

@@ -1,13 +1,14 @@
 package vm
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // Firmware is UEFI firmware for QEMU: two raw flash images, code and the
@@ -118,7 +119,7 @@ func descriptors(dirs []string) []descriptor {
 			continue
 		}
 		var d descriptor
-		if json.Unmarshal(content, &d) == nil {
+		if strictjson.Unmarshal(content, &d) == nil {
 			all = append(all, d)
 		}
 	}
