@@ -133,7 +133,7 @@ func (c *coverage) measure(ctx context.Context, arch string) error {
 	}
 	var kernel *loadedImage // the unified kernel image
 	for _, f := range chain.Files {
-		image, err := c.loadImage(f.Path, f.File)
+		image, err := c.loadImage(f.File.Path(), f.File)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.Path, err)
 		}

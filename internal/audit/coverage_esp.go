@@ -3,7 +3,6 @@ package audit
 import (
 	"cmp"
 	"fmt"
-	"path"
 	"slices"
 	"strings"
 
@@ -67,7 +66,7 @@ func (c *coverage) loadImage(name string, file *disk.File) (*loadedImage, error)
 		add(s.Offset+s.Length, Region{What: name, PCR: 4, Why: "its Authenticode digest is an event of PCR 4"})
 	}
 	out(file.Size())
-	c.images[strings.ToLower(path.Clean(name))] = l
+	c.images[strings.ToLower(name)] = l
 	return l, nil
 }
 

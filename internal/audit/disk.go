@@ -271,7 +271,7 @@ func (a *auditor) espFile(esp *disk.Partition, name string, file *disk.File) {
 		a.addon(at, file)
 	case base == "random-seed":
 		a.add("esp-random-seed", at, "systemd-boot made or uses it")
-	case strings.HasSuffix(lower, ".efi"):
+	case strings.HasSuffix(lower, ".efi"), strings.HasSuffix(strings.ToLower(file.Short), ".efi"):
 		image, err := efi.ParseImage(file, file.Size())
 		if err != nil {
 			a.add("file-not-read", at, "%v", err)

@@ -6,10 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"slices"
-	"strings"
-	"unicode/utf16"
 )
 
 // FAT is a FAT12, FAT16 or FAT32 file system. Its methods are safe for
@@ -24,29 +21,14 @@ type FAT struct {
 	clusterSize  int64 // bytes
 	clusters     uint32
 	rootOffset   int64 // FAT12 and FAT16: bytes
-	rootSize     int64 // FAT12 and FAT16: bytes
+	rootEntries  int64 // FAT12 and FAT16
 	rootCluster  uint32
 	VolumeSerial uint32
 }
 
-// DirEntry is a file or directory in a FAT directory.
-type DirEntry struct {
-	Name     string // long name where there is one
-	IsDir    bool
-	ReadOnly bool
-	Size     int64  // bytes; 0 for a directory
-	short    string // 8.3 name
-	cluster  uint32 // first cluster, 0 when empty
-	offset   int64  // of the short entry, bytes from the start of the file system
-}
-
 const (
-	fatAttrReadOnly = 0x01
-	fatAttrVolume   = 0x08
-	fatAttrDir      = 0x10
-	fatAttrLong     = 0x0f
 	// A FAT directory may hold 65,536 entries of 32 bytes.
-	fatMaxDir = 65536 * 32
+	fatMaxDir = 65536 * fatEntrySize
 	// A file in more pieces than this is no image that a tool wrote; the bound
 	// keeps a hostile FAT from filling memory.
 	fatMaxRuns = 1 << 17
@@ -97,9 +79,9 @@ func OpenFAT(r io.ReaderAt, size int64) (*FAT, error) {
 		fatSize:     fatSectors * sector,
 		clusterSize: perCluster * sector,
 		rootOffset:  (reserved + fats*fatSectors) * sector,
-		rootSize:    (rootEntries*32 + sector - 1) / sector * sector,
+		rootEntries: rootEntries,
 	}
-	f.dataOffset = f.rootOffset + f.rootSize
+	f.dataOffset = f.rootOffset + (rootEntries*fatEntrySize+sector-1)/sector*sector
 	data := sectors*sector - f.dataOffset
 	if data < 0 {
 		return nil, errors.New("FAT boot sector: the tables are larger than the file system")
@@ -274,44 +256,19 @@ func (t *fatTable) next(cluster uint32) (uint32, error) {
 	return value, nil
 }
 
-// ReadDir lists the directory at a slash-separated path ("" is the root), in
-// the order of the disk, without the volume label, "." and "..".
-func (f *FAT) ReadDir(path string) ([]DirEntry, error) {
-	entry, err := f.lookup(path)
-	if err != nil {
-		return nil, err
-	}
-	if !entry.IsDir {
-		return nil, fmt.Errorf("list %s: it is a file", path)
-	}
-	entries, err := f.readDir(entry)
-	if err != nil {
-		return nil, fmt.Errorf("list directory /%s: %w", path, err)
-	}
-	return entries, nil
-}
-
 // File is an open file. It is an io.ReaderAt over its content.
 type File struct {
 	fat  *FAT
 	path string
 	size int64
 	runs []run
+
+	ReadOnly bool   // FAT's attribute
+	Short    string // 8.3 name of the file, which leads to it, too
 }
 
-// Open opens the file at a slash-separated path. Names are compared without
-// regard to case, and both long and short names match, as in firmware. A path
-// that does not exist gives an error that is fs.ErrNotExist.
-func (f *FAT) Open(path string) (*File, error) {
-	entry, err := f.lookup(path)
-	if err != nil {
-		return nil, err
-	}
-	if entry.IsDir {
-		return nil, fmt.Errorf("open %s: it is a directory", path)
-	}
-	return f.openEntry(entry, path)
-}
+// Path is where the file is, as Walk has it.
+func (f *File) Path() string { return f.path }
 
 // Size is the file's size in bytes.
 func (f *File) Size() int64 { return f.size }
@@ -341,172 +298,4 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 		return total, io.EOF
 	}
 	return total, nil
-}
-
-// lookup finds the entry at a path; the root is a directory without a name.
-func (f *FAT) lookup(path string) (DirEntry, error) {
-	entry := DirEntry{IsDir: true, cluster: f.rootCluster}
-	for name := range strings.SplitSeq(path, "/") {
-		if name == "" {
-			continue
-		}
-		if !entry.IsDir {
-			return entry, fmt.Errorf("open %s: %w", path, fs.ErrNotExist)
-		}
-		entries, err := f.readDir(entry)
-		if err != nil {
-			return entry, fmt.Errorf("open %s: %w", path, err)
-		}
-		found := false
-		for _, e := range entries {
-			if !strings.EqualFold(e.Name, name) && !strings.EqualFold(e.short, name) {
-				continue
-			}
-			if found {
-				return entry, fmt.Errorf("open %s: its directory has two entries named %s, and which one firmware opens cannot be told", path, name)
-			}
-			entry, found = e, true
-		}
-		if !found {
-			return entry, fmt.Errorf("open %s: %w", path, fs.ErrNotExist)
-		}
-	}
-	return entry, nil
-}
-
-func (f *FAT) readDir(dir DirEntry) ([]DirEntry, error) {
-	var runs []run
-	if dir.cluster == 0 && f.bits != 32 {
-		runs = []run{{0, f.rootOffset, f.rootSize}}
-	} else {
-		var err error
-		if runs, err = f.chain(dir.cluster, -1); err != nil {
-			return nil, err
-		}
-	}
-	var entries []DirEntry
-	var long longName
-	block := make([]byte, 4096)
-	for _, r := range runs {
-		for off := int64(0); off < r.length; off += int64(len(block)) {
-			block = block[:min(int64(cap(block)), r.length-off)]
-			if n, err := f.r.ReadAt(block, r.offset+off); n < len(block) {
-				return nil, fmt.Errorf("read %d bytes of it at byte %d: %w", len(block), r.offset+off, err)
-			}
-			for raw := block; len(raw) >= 32; raw = raw[32:] {
-				switch {
-				case raw[0] == 0:
-					return entries, nil
-				case raw[0] == 0xe5:
-					long.reset()
-				case raw[11]&0x3f == fatAttrLong:
-					long.add(raw[:32])
-				case raw[11]&fatAttrVolume != 0:
-					long.reset()
-				default:
-					e := decodeDirEntry(raw[:32], &long)
-					e.offset = r.offset + off + int64(len(block)-len(raw))
-					long.reset()
-					if e.short != "." && e.short != ".." {
-						entries = append(entries, e)
-					}
-				}
-			}
-		}
-	}
-	return entries, nil
-}
-
-func decodeDirEntry(raw []byte, long *longName) DirEntry {
-	le := binary.LittleEndian
-	base := decodeShort(raw[0:8], raw[12]&0x08 != 0)
-	if raw[0] == 0x05 {
-		base = "\u00e5" + base[1:]
-	}
-	ext := decodeShort(raw[8:11], raw[12]&0x10 != 0)
-	short := base
-	if ext != "" {
-		short += "." + ext
-	}
-	e := DirEntry{
-		Name:     short,
-		short:    short,
-		IsDir:    raw[11]&fatAttrDir != 0,
-		ReadOnly: raw[11]&fatAttrReadOnly != 0,
-		cluster:  uint32(le.Uint16(raw[20:]))<<16 | uint32(le.Uint16(raw[26:])),
-	}
-	if !e.IsDir {
-		e.Size = int64(le.Uint32(raw[28:]))
-	}
-	if name, ok := long.name(raw[:11]); ok {
-		e.Name = name
-	}
-	return e
-}
-
-// decodeShort decodes one part of an 8.3 name; bytes above ASCII are kept as
-// Latin-1, which is enough to compare and to show them.
-func decodeShort(b []byte, lower bool) string {
-	var s strings.Builder
-	for _, c := range []byte(strings.TrimRight(string(b), " ")) {
-		s.WriteRune(rune(c))
-	}
-	if lower {
-		return strings.ToLower(s.String())
-	}
-	return s.String()
-}
-
-// longName collects the entries of a long name, which precede its short entry
-// in descending order, 13 UTF-16 characters each.
-type longName struct {
-	units    []uint16
-	next     int // the sequence number that must follow, 0 when complete
-	checksum byte
-	valid    bool
-}
-
-func (l *longName) reset() { *l = longName{units: l.units[:0]} }
-
-func (l *longName) add(raw []byte) {
-	sequence := int(raw[0] &^ 0x40)
-	switch {
-	case raw[0]&0x40 != 0 && sequence >= 1 && sequence <= 20:
-		l.units = append(l.units[:0], make([]uint16, sequence*13)...)
-		l.next, l.checksum, l.valid = sequence, raw[13], true
-	case !l.valid || sequence != l.next || raw[13] != l.checksum:
-		l.reset()
-		return
-	}
-	unit := (sequence - 1) * 13
-	for _, part := range [][2]int{{1, 11}, {14, 26}, {28, 32}} {
-		for i := part[0]; i < part[1]; i += 2 {
-			l.units[unit] = binary.LittleEndian.Uint16(raw[i:])
-			unit++
-		}
-	}
-	l.next--
-}
-
-// name returns the long name when it is complete and belongs to the short one.
-func (l *longName) name(short []byte) (string, bool) {
-	if !l.valid || l.next != 0 {
-		return "", false
-	}
-	var sum byte
-	for _, c := range short {
-		sum = sum>>1 | sum<<7
-		sum += c
-	}
-	if sum != l.checksum {
-		return "", false
-	}
-	units := l.units
-	for i, u := range units {
-		if u == 0 {
-			units = units[:i]
-			break
-		}
-	}
-	return string(utf16.Decode(units)), len(units) > 0
 }

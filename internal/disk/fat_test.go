@@ -343,7 +343,7 @@ func TestFATRefuses(t *testing.T) {
 		"directory circle":   {change: func(b []byte) []byte { setFAT12(b, 5, 5); return b }, want: "open D/B.TXT: the cluster chain from 5 runs in a circle"},
 		"directory outside":  {change: set16(1056+26, 999), want: "open D/B.TXT: cluster 999 of the chain from 999 lies outside"},
 		"same name twice": {change: func(b []byte) []byte { putEntry(b[1088:], "A       TXT", 0x20, 6, 3); return b }, path: "a.txt",
-			want: "open a.txt: its directory has two entries named a.txt, and which one firmware opens cannot be told"},
+			want: "open a.txt: its directory has two entries named \"a.txt\", and which one firmware opens cannot be told"},
 		"directory and label of a name": {change: func(b []byte) []byte { putEntry(b[1088:], "D          ", 0x08, 0, 0); return b }},
 		"deleted of the same name":      {change: func(b []byte) []byte { putEntry(b[1088:], "\xe5          ", 0x10, 5, 0); return b }},
 	} {
@@ -404,6 +404,10 @@ func TestLongNames(t *testing.T) {
 		}
 		return e
 	}
+	with := func(entry []byte, at int, value byte) []byte {
+		entry[at] = value
+		return entry
+	}
 	wrongSum := long(0x41, "wrong.efi")
 	wrongSum[13]++
 	for name, test := range map[string]struct {
@@ -421,7 +425,13 @@ func TestLongNames(t *testing.T) {
 		"sequence of 21":   {[][]byte{long(0x55, "long.efi")}, "SHORT.EFI"},
 		"reserved bit":     {[][]byte{long(0x61, "long.efi")}, "SHORT.EFI"},
 		"begun twice":      {[][]byte{long(0x43, "x"), long(0x41, "long.efi")}, "long.efi"},
-		"empty":            {[][]byte{long(0x41, "")}, "SHORT.EFI"},
+		"empty":            {[][]byte{long(0x41, "")}, ""},
+		"other attributes": {[][]byte{with(long(0x41, "long.efi"), 11, 0x4f)}, "SHORT.EFI"},
+		"with a cluster":   {[][]byte{with(long(0x41, "long.efi"), 26, 1)}, "SHORT.EFI"},
+		"of another type":  {[][]byte{with(long(0x41, "long.efi"), 12, 1)}, "long.efi"},
+		"deleted":          {[][]byte{with(long(0x41, "long.efi"), 0, 0xe5)}, "SHORT.EFI"},
+		"label between":    {[][]byte{long(0x41, "long.efi"), with(make([]byte, 32), 11, 8)}, "SHORT.EFI"},
+		"labels before":    {[][]byte{with(make([]byte, 32), 11, 8), with(make([]byte, 32), 11, 0x2f), long(0x41, "long.efi")}, "long.efi"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			content := smallFAT()

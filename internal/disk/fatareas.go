@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"path"
 	"slices"
 )
 
@@ -48,6 +47,7 @@ type fatWalker struct {
 	clusters int64           // that may still be found in use
 	seen     map[uint32]bool // directories by their first cluster
 	files    int
+	twice    error // about a name that leads to two entries
 }
 
 // use counts the clusters of a chain. More than there are means that chains are
@@ -64,16 +64,19 @@ func (w *fatWalker) use(runs []run) error {
 
 func (w *fatWalker) start() error {
 	w.clusters, w.seen = int64(w.fat.clusters), map[uint32]bool{}
-	return w.walk(DirEntry{IsDir: true, cluster: w.fat.rootCluster}, "", 0)
+	if err := w.walk(w.fat.root(), "", 0); err != nil {
+		return err
+	}
+	return w.twice
 }
 
 func (w *fatWalker) walk(entry DirEntry, name string, depth int) error {
 	if depth > fatMaxDepth {
 		return fmt.Errorf("the directory %s lies too deep", name)
 	}
-	if entry.cluster == 0 && name != "" {
-		// Firmware takes such an entry for the root.
-		return fmt.Errorf("the directory %s has no cluster", name)
+	runs, err := w.fat.dirRuns(entry)
+	if err != nil {
+		return fmt.Errorf("list directory /%s: %w", name, err)
 	}
 	if w.seen[entry.cluster] {
 		return errCrossLinked
@@ -83,19 +86,16 @@ func (w *fatWalker) walk(entry DirEntry, name string, depth int) error {
 	if err != nil {
 		return fmt.Errorf("list directory /%s: %w", name, err)
 	}
+	if err := sameDirectory(entries); err != nil && w.twice == nil {
+		w.twice = fmt.Errorf("list directory /%s: %w", name, err)
+	}
 	if entry.cluster != 0 {
-		runs, err := w.fat.chain(entry.cluster, -1)
-		if err == nil {
-			err = w.use(runs)
-		}
-		if err == nil && w.dir != nil {
-			err = w.dir(name, runs)
-		}
-		if err != nil {
+		if err := w.use(runs); err != nil {
 			return err
 		}
-	} else if w.dir != nil {
-		if err := w.dir(name, []run{{0, w.fat.rootOffset, w.fat.rootSize}}); err != nil {
+	}
+	if w.dir != nil {
+		if err := w.dir(name, runs); err != nil {
 			return err
 		}
 	}
@@ -103,7 +103,10 @@ func (w *fatWalker) walk(entry DirEntry, name string, depth int) error {
 		if w.files++; w.files > fatMaxFiles {
 			return fmt.Errorf("there are more than %d files", fatMaxFiles)
 		}
-		at := path.Join(name, e.Name)
+		at := e.shown() // it may have slashes and dots in it
+		if name != "" {
+			at = name + "/" + at
+		}
 		if e.IsDir {
 			if err := w.walk(e, at, depth+1); err != nil {
 				return err
@@ -126,7 +129,7 @@ func (w *fatWalker) walk(entry DirEntry, name string, depth int) error {
 
 // openEntry opens the file of a directory's entry.
 func (f *FAT) openEntry(e DirEntry, name string) (*File, error) {
-	file := &File{fat: f, path: name, size: e.Size}
+	file := &File{fat: f, path: name, size: e.Size, ReadOnly: e.ReadOnly, Short: e.Short()}
 	if e.Size > 0 {
 		var err error
 		if file.runs, err = f.chain(e.cluster, e.Size); err != nil {
@@ -138,7 +141,7 @@ func (f *FAT) openEntry(e DirEntry, name string) (*File, error) {
 
 // Walk calls visit for every file, in the order of the disk. A file system on
 // which clusters have two uses, or with a broken chain, is an error when the
-// walk comes to it.
+// walk comes to it; one on which a name leads to two entries is one in the end.
 func (f *FAT) Walk(visit func(name string, file *File) error) error {
 	w := &fatWalker{fat: f, visit: visit}
 	return w.start()
@@ -174,20 +177,25 @@ func (f *FAT) Areas(size int64) ([]FATArea, error) {
 		}
 		return nil
 	}, dir: func(name string, runs []run) error {
-		ended := false
-		for _, r := range runs {
-			end := r.offset
-			if !ended {
-				var err error
-				if end, ended, err = f.directoryEnd(r); err != nil {
-					return err
-				}
+		end, err := f.scanDir(runs, func([]byte, int64) {})
+		if err != nil {
+			return err
+		}
+		for i, ended := 0, false; i < len(runs); i++ {
+			from, to := runs[i].offset, runs[i].offset+runs[i].length
+			used := to
+			switch {
+			case ended:
+				used = from
+			case end >= from && end < to:
+				used, ended = end+fatEndRead, true
 			}
-			add(r.offset, end, FATDirectory, name, 0)
-			add(end, r.offset+r.length, FATDirectoryUnused, name, 0)
+			add(from, used, FATDirectory, name, 0)
+			add(used, to, FATDirectoryUnused, name, 0)
 		}
 		return nil
 	}}
+	add(f.rootOffset+f.rootEntries*fatEntrySize, f.dataOffset, FATDirectoryUnused, "", 0)
 	if err := w.start(); err != nil {
 		return nil, err
 	}
@@ -214,23 +222,4 @@ func (f *FAT) Areas(size int64) ([]FATArea, error) {
 	}
 	gap(size)
 	return all, nil
-}
-
-// directoryEnd finds the entry that ends a directory in a run of it, and returns
-// where the bytes begin that nothing reads. The first byte of that entry is
-// still read.
-func (f *FAT) directoryEnd(r run) (end int64, ended bool, err error) {
-	block := make([]byte, 4096)
-	for off := int64(0); off < r.length; off += int64(len(block)) {
-		block = block[:min(int64(cap(block)), r.length-off)]
-		if n, err := f.r.ReadAt(block, r.offset+off); n < len(block) {
-			return 0, false, fmt.Errorf("read directory: %w", err)
-		}
-		for i := 0; i+32 <= len(block); i += 32 {
-			if block[i] == 0 {
-				return r.offset + off + int64(i) + 1, true, nil
-			}
-		}
-	}
-	return r.offset + r.length, false, nil
 }

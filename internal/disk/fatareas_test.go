@@ -129,7 +129,7 @@ func TestFATWalkRefuses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			clear(b[fat.rootOffset : fat.rootOffset+fat.rootSize])
+			clear(b[fat.rootOffset : fat.rootOffset+(fat.rootEntries*fatEntrySize)])
 			clear(b[fat.dataOffset:])
 			at := fat.rootOffset
 			if strings.HasPrefix(name, "a directory in") {

@@ -273,6 +273,9 @@ func (u *fatUpdate) claim(dir DirEntry, skip int64, claimed []bool, depth int) e
 		return fmt.Errorf("directories are nested deeper than %d", fatMaxDepth)
 	}
 	entries, err := u.readDir(dir)
+	if err == nil {
+		err = sameDirectory(entries)
+	}
 	if err != nil {
 		return err
 	}
@@ -337,7 +340,7 @@ func replaceFile(v volume, volumeSize int64, path string, content io.Reader, siz
 	if err != nil {
 		return err
 	}
-	entry, err := u.lookup(path)
+	entry, _, err := u.lookup(path)
 	if err != nil {
 		return err
 	}
@@ -351,7 +354,7 @@ func replaceFile(v volume, volumeSize int64, path string, content io.Reader, siz
 			return fmt.Errorf("root directory: %w", err)
 		}
 	}
-	if err := u.claim(DirEntry{IsDir: true, cluster: u.rootCluster}, entry.offset, claimed, 0); err != nil {
+	if err := u.claim(u.root(), entry.offset, claimed, 0); err != nil {
 		return err
 	}
 	var old []uint32

@@ -207,11 +207,11 @@ func TestReplaceFileRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target, err := f.lookup(replaced)
+	target, _, err := f.lookup(replaced)
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := f.lookup("many/a file that is number 002 of many")
+	other, _, err := f.lookup("many/a file that is number 002 of many")
 	if err != nil {
 		t.Fatal(err)
 	}

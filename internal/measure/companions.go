@@ -4,11 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"slices"
 	"strings"
 
-	"github.com/org/attestable-image-action/internal/disk"
 	"github.com/org/attestable-image-action/internal/efi"
 )
 
@@ -383,19 +381,4 @@ func (p *prediction) measureAddonInitrds(addons []addon) {
 	for _, a := range addons {
 		add(a, a.initrd, tagInitrdAddon)
 	}
-}
-
-// readOnlyFile says whether a file is on the EFI system partition and carries
-// FAT's read-only attribute.
-func readOnlyFile(fat *disk.FAT, dir, name string) (bool, error) {
-	entries, err := fat.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("EFI system partition: %w", err)
-	}
-	return slices.ContainsFunc(entries, func(e disk.DirEntry) bool {
-		return !e.IsDir && e.ReadOnly && strings.EqualFold(e.Name, name)
-	}), nil
 }

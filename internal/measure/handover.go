@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -95,11 +96,11 @@ func (p *prediction) independentOfMachine(u *unified, options string) error {
 	}
 	const seed = "loader/random-seed"
 	if p.fat != nil {
-		readOnly, err := readOnlyFile(p.fat, "loader", "random-seed")
-		if err != nil {
-			return err
+		file, err := p.fat.Open(seed)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("EFI system partition: %w", err)
 		}
-		if readOnly && (p.loader == 0 || p.loader >= stubReadOnlySeed) {
+		if err == nil && file.ReadOnly && (p.loader == 0 || p.loader >= stubReadOnlySeed) {
 			return nil
 		}
 	}
