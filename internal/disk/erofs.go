@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -23,7 +24,6 @@ type erofs struct {
 	r         io.ReaderAt
 	size      int64 // bytes, of the file system itself
 	blockBits uint
-	dirBits   uint // log2 of a directory block
 	meta      int64
 	xattrs    int64 // byte offset of the shared xattr area
 	rootNID   uint64
@@ -115,9 +115,8 @@ func openErofs(r io.ReaderAt, size int64) (*Filesystem, error) {
 			return nil, err
 		}
 	}
-	e.dirBits = e.blockBits + uint(sb[90])
-	if e.dirBits > 16 {
-		return nil, fmt.Errorf("directory blocks of 2^%d bytes are longer than 65,536", e.dirBits)
+	if sb[90] != 0 {
+		return nil, fmt.Errorf("its directory blocks are 2^%d times as long as its blocks, which the kernel refuses", sb[90])
 	}
 	e.meta = int64(le.Uint32(sb[40:])) << e.blockBits
 	e.xattrs = int64(le.Uint32(sb[44:])) << e.blockBits
@@ -239,7 +238,7 @@ func (e *erofs) readInode(nid uint64) (*inode, error) {
 	if err != nil {
 		return nil, err
 	}
-	node := &inode{mode: mode}
+	node := &inode{id: nid, mode: mode}
 	own := &erofsInode{node: node, nid: nid, layout: format >> 1 & 7, start: le.Uint32(raw[16:]), tail: at + int64(len(raw))}
 	node.private = own
 	node.stat.Inode = nid
@@ -340,41 +339,124 @@ func (e *erofs) addXattr(xattrs map[string][]byte, raw []byte) (length int, err 
 	return length, nil
 }
 
-// list reads directory blocks: 12-byte entries first, then the names, sorted
-// over the whole directory, since the kernel looks names up by bisection.
-func (e *erofs) list(dir *inode, yield func(dirent) error) error {
-	if dir.size > maxDirSize {
-		return fmt.Errorf("the directory of %d bytes is longer than %d", dir.size, maxDirSize)
-	}
+// erofsDirectory is a directory by its blocks. The kernel looks a name up by
+// bisection: over the first names of the blocks, then in one block.
+type erofsDirectory struct {
+	blocks [][]dirent
+	// cut says that the last name goes on behind the end of the directory, where a
+	// lookup reads on and a listing does not.
+	cut bool
+}
+
+// directory reads directory blocks: 12-byte entries first, then the names.
+func (e *erofs) directory(dir *inode) (directory, error) {
 	content, err := e.content(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	block := make([]byte, 1<<e.dirBits)
-	last := ""
-	for off := int64(0); off < dir.size; off += int64(len(block)) {
+	d := &erofsDirectory{}
+	block := make([]byte, 1<<e.blockBits)
+	for off := int64(0); off < dir.size; off += int64(cap(block)) {
 		block = block[:min(int64(cap(block)), dir.size-off)]
 		if n, err := content.ReadAt(block, off); n < len(block) {
-			return fmt.Errorf("read directory: %w", noEOF(err))
+			return nil, fmt.Errorf("read directory: %w", noEOF(err))
 		}
 		entries, err := erofsDirents(block)
 		if err != nil {
-			return fmt.Errorf("directory block at byte %d: %w", off, err)
+			return nil, fmt.Errorf("directory block at byte %d: %w", off, err)
 		}
-		for _, d := range entries {
-			if d.name <= last {
-				return fmt.Errorf("directory block at byte %d: %q does not sort behind %q: the kernel would not find it", off, d.name, last)
+		d.blocks = append(d.blocks, entries)
+	}
+	if own := dir.private.(*erofsInode); own.layout == erofsFlatPlain && len(block) < cap(block) && !bytes.HasSuffix(block, []byte{0}) {
+		next := make([]byte, 1)
+		if err := e.readAt(next, int64(own.start)<<e.blockBits+dir.size); err != nil {
+			return nil, fmt.Errorf("read directory: %w", err)
+		}
+		d.cut = next[0] != 0
+	}
+	return d, nil
+}
+
+func (d *erofsDirectory) list(yield func(dirent) error) (agreement, error) {
+	last, agreement := "", agrees
+	if d.cut {
+		agreement = differs
+	}
+	for _, block := range d.blocks {
+		for _, e := range block {
+			if e.name <= last {
+				agreement = differs
 			}
-			last = d.name
-			if d.name == "." || d.name == ".." {
+			last = e.name
+			if e.name == "." || e.name == ".." {
 				continue
 			}
-			if err := yield(d); err != nil {
-				return err
+			if err := yield(e); err != nil {
+				return agreement, err
 			}
 		}
 	}
-	return nil
+	return agreement, nil
+}
+
+func (d *erofsDirectory) find(name string) (dirent, error) {
+	candidate := -1
+	at, _ := erofsBisect(name, 0, len(d.blocks)-1, func(i int) string { return d.blocks[i][0].name }, &candidate)
+	if at >= 0 {
+		return d.blocks[at][0], nil
+	}
+	if candidate < 0 {
+		return dirent{}, fs.ErrNotExist
+	}
+	block := d.blocks[candidate]
+	at, cut := erofsBisect(name, 1, len(block)-1, func(i int) string { return block[i].name }, new(int))
+	if cut = cut && d.cut && candidate == len(d.blocks)-1; cut {
+		return dirent{}, errors.New("its last name goes on behind its end")
+	}
+	if at < 0 {
+		return dirent{}, fs.ErrNotExist
+	}
+	return block[at], nil
+}
+
+// erofsBisect finds a name among those from head to back as fs/erofs/namei.c does,
+// which leaves out what of the prefix both ends share: among names that are not
+// sorted that decides what is found. before becomes the last index whose name
+// sorted in front. lastSeen says that the name at back was compared.
+func erofsBisect(name string, head, back int, at func(int) string, before *int) (found int, lastSeen bool) {
+	last, low, high := back, 0, 0
+	for head <= back {
+		mid := head + (back-head)/2
+		lastSeen = lastSeen || mid == last
+		matched, order := erofsCompare(name, at(mid), min(low, high))
+		switch {
+		case order == 0:
+			return mid, lastSeen
+		case order > 0:
+			*before, head, low = mid, mid+1, matched
+		default:
+			back, high = mid-1, matched
+		}
+	}
+	return -1, lastSeen
+}
+
+// erofsCompare compares two names from their byte number matched on, and counts
+// the bytes that are the same.
+func erofsCompare(name, with string, matched int) (int, int) {
+	for ; matched < len(with); matched++ {
+		var c byte // a NUL behind its end
+		if matched < len(name) {
+			c = name[matched]
+		}
+		if c != with[matched] {
+			return matched, cmp.Compare(c, with[matched])
+		}
+	}
+	if matched < len(name) {
+		return matched, 1
+	}
+	return matched, 0
 }
 
 func erofsDirents(block []byte) ([]dirent, error) {

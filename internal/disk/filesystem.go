@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,9 @@ type Filesystem struct {
 	Label string
 
 	tree fileTree
+
+	mu          sync.Mutex
+	directories map[uint64]directory // those that were read last
 }
 
 // Stat is what FileInfo.Sys returns, as a *Stat.
@@ -45,14 +49,13 @@ type Stat struct {
 type fileTree interface {
 	root() uint64
 	inode(id uint64) (*inode, error)
-	// list calls yield for each entry except "." and "..", in the order of the
-	// disk, until it fails.
-	list(dir *inode, yield func(dirent) error) error
+	directory(dir *inode) (directory, error)
 	content(file *inode) (io.ReaderAt, error)
 }
 
 // inode is an inode that was read and checked.
 type inode struct {
+	id      uint64 // by which it was found
 	mode    fs.FileMode
 	size    int64
 	modTime time.Time
@@ -65,6 +68,9 @@ type dirent struct {
 	name string
 	id   uint64
 	kind fs.FileMode // type bits, as the directory has them
+	// number is what squashfs keeps of the inode's number in the directory, under
+	// which the kernel keeps the inode in memory; 0 in the other formats.
+	number uint32
 }
 
 const (
@@ -153,25 +159,16 @@ func (f *Filesystem) lookup(name string, follow bool) (*inode, error) {
 	return parents[len(parents)-1], nil
 }
 
-// errFound ends a directory listing early.
-var errFound = errors.New("found")
-
 func (f *Filesystem) child(dir *inode, name string) (*inode, error) {
-	var id uint64
-	err := f.tree.list(dir, func(e dirent) error {
-		if e.name == name {
-			id = e.id
-			return errFound
-		}
-		return nil
-	})
-	if errors.Is(err, errFound) {
-		return f.tree.inode(id)
+	d, err := f.directory(dir)
+	if err != nil {
+		return nil, err
 	}
-	if err == nil {
-		err = fs.ErrNotExist
+	e, err := d.find(name)
+	if err != nil {
+		return nil, err
 	}
-	return nil, err
+	return f.entryInode(e)
 }
 
 func (f *Filesystem) target(link *inode) (string, error) {
@@ -206,7 +203,7 @@ func (f *Filesystem) Open(name string) (fs.File, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
-	return &fsFile{tree: f.tree, name: name, node: node}, nil
+	return &fsFile{filesystem: f, name: name, node: node}, nil
 }
 
 // Stat describes the file at name, following symbolic links.
@@ -244,68 +241,12 @@ func (f *Filesystem) ReadLink(name string) (string, error) {
 	return target, nil
 }
 
-// ReadDir lists the directory at name, sorted by name.
-func (f *Filesystem) ReadDir(name string) ([]fs.DirEntry, error) {
-	node, err := f.lookup(name, true)
-	var entries []fs.DirEntry
-	if err == nil {
-		entries, err = readDirectory(f.tree, node)
-	}
-	if err != nil {
-		return nil, &fs.PathError{Op: "readdir", Path: name, Err: err}
-	}
-	return entries, nil
-}
-
-func readDirectory(tree fileTree, node *inode) ([]fs.DirEntry, error) {
-	if !node.mode.IsDir() {
-		return nil, unix.ENOTDIR
-	}
-	var entries []fs.DirEntry
-	err := tree.list(node, func(e dirent) error {
-		if len(entries) == maxDirEntries {
-			return fmt.Errorf("the directory has more than %d entries", maxDirEntries)
-		}
-		entries = append(entries, dirEntry{tree, e})
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	slices.SortStableFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
-	for i := 1; i < len(entries); i++ {
-		if entries[i].Name() == entries[i-1].Name() {
-			return nil, fmt.Errorf("the directory has two entries named %q, and which one the kernel opens cannot be told", entries[i].Name())
-		}
-	}
-	return entries, nil
-}
-
 // checkName refuses names that no path can lead to.
 func checkName(name string) error {
 	if name == "" || len(name) > maxName || strings.ContainsAny(name, "/\x00") {
 		return fmt.Errorf("%q is no file name", name)
 	}
 	return nil
-}
-
-type dirEntry struct {
-	tree   fileTree
-	dirent dirent
-}
-
-func (e dirEntry) Name() string      { return e.dirent.name }
-func (e dirEntry) IsDir() bool       { return e.dirent.kind.IsDir() }
-func (e dirEntry) Type() fs.FileMode { return e.dirent.kind }
-func (e dirEntry) Info() (fs.FileInfo, error) {
-	node, err := e.tree.inode(e.dirent.id)
-	if err == nil && node.mode.Type() != e.dirent.kind {
-		err = fmt.Errorf("its directory says that it is of type %v, its inode %v", e.dirent.kind, node.mode.Type())
-	}
-	if err != nil {
-		return nil, &fs.PathError{Op: "lstat", Path: e.dirent.name, Err: err}
-	}
-	return fileInfo{e.dirent.name, node}, nil
 }
 
 type fileInfo struct {
@@ -322,13 +263,13 @@ func (i fileInfo) Sys() any           { return &i.node.stat }
 
 // fsFile is an open file or directory.
 type fsFile struct {
-	tree    fileTree
-	name    string
-	node    *inode
-	data    io.ReaderAt
-	off     int64
-	entries []fs.DirEntry
-	listed  bool
+	filesystem *Filesystem
+	name       string
+	node       *inode
+	data       io.ReaderAt
+	off        int64
+	entries    []fs.DirEntry
+	listed     bool
 }
 
 func (f *fsFile) Stat() (fs.FileInfo, error) { return fileInfo{path.Base(f.name), f.node}, nil }
@@ -368,7 +309,7 @@ func (f *fsFile) readAt(p []byte, off int64) (int, error) {
 		return 0, io.EOF
 	}
 	if f.data == nil {
-		data, err := f.tree.content(f.node)
+		data, err := f.filesystem.tree.content(f.node)
 		if err != nil {
 			return 0, err
 		}
@@ -383,26 +324,6 @@ func (f *fsFile) readAt(p []byte, off int64) (int, error) {
 		return n, io.EOF
 	}
 	return n, nil
-}
-
-// ReadDir lists the directory as fs.ReadDirFile demands.
-func (f *fsFile) ReadDir(n int) ([]fs.DirEntry, error) {
-	if !f.listed {
-		entries, err := readDirectory(f.tree, f.node)
-		if err != nil {
-			return nil, &fs.PathError{Op: "readdir", Path: f.name, Err: err}
-		}
-		f.entries, f.listed = entries, true
-	}
-	if n > 0 && len(f.entries) == 0 {
-		return nil, io.EOF
-	}
-	if n <= 0 || n > len(f.entries) {
-		n = len(f.entries)
-	}
-	entries := f.entries[:n]
-	f.entries = f.entries[n:]
-	return entries, nil
 }
 
 // unixMode turns Linux's st_mode into Go's.

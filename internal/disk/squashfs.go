@@ -58,6 +58,8 @@ type squashfsInode struct {
 	offset   int64 // directory: in that block; file: in the fragment
 	fragment uint32
 	blocks   squashfsCursor // file: the list of block sizes
+	index    squashfsCursor // directory: its index
+	indexes  int            // directory: how many entries that has
 	target   []byte         // symbolic link
 }
 
@@ -311,7 +313,7 @@ func (s *squashfs) readInode(ref uint64) (*inode, error) {
 	if err != nil {
 		return nil, err
 	}
-	node := &inode{mode: mode, modTime: time.Unix(int64(le.Uint32(head[8:])), 0)}
+	node := &inode{id: ref, mode: mode, modTime: time.Unix(int64(le.Uint32(head[8:])), 0)}
 	node.stat.Inode = uint64(le.Uint32(head[12:]))
 	for i, id := range []*uint32{&node.stat.UID, &node.stat.GID} {
 		raw, err := s.lookup(s.ids, int64(le.Uint16(head[4+2*i:])))
@@ -348,6 +350,7 @@ func (s *squashfs) fill(own *squashfsInode, raw []byte, c *squashfsCursor, basic
 	case basic == 1 && extended:
 		node.stat.Nlink, node.size = le.Uint32(raw), int64(le.Uint32(raw[4:]))
 		own.start, own.offset, xattr = int64(le.Uint32(raw[8:])), int64(le.Uint16(raw[18:])), le.Uint32(raw[20:])
+		own.index, own.indexes = *c, int(le.Uint16(raw[16:]))
 	case basic == 1:
 		node.stat.Nlink, node.size = le.Uint32(raw[4:]), int64(le.Uint16(raw[8:]))
 		own.start, own.offset = int64(le.Uint32(raw)), int64(le.Uint16(raw[10:]))
@@ -447,27 +450,63 @@ func squashfsValue(c *squashfsCursor) ([]byte, error) {
 	return value, c.read(value)
 }
 
-// list reads a directory: headers, each followed by up to 256 entries of inodes
-// in the same metadata block.
-func (s *squashfs) list(dir *inode, yield func(dirent) error) error {
-	le := binary.LittleEndian
+// squashfsDirectory is a directory with its index, if it has one. The kernel goes
+// through the index to find where to begin, and from there through the entries,
+// whose headers are each followed by up to 256 entries of inodes in the same
+// metadata block.
+type squashfsDirectory struct {
+	s     *squashfs
+	start squashfsCursor
+	size  int64 // bytes of entries
+	index []squashfsIndex
+}
+
+// squashfsIndex is an entry of the index: from its name on, entries are looked for
+// from a byte of the directory on, which is said to be in a metadata block.
+type squashfsIndex struct {
+	name  string
+	at    int64 // byte of the entries
+	block int64 // byte offset of the metadata block
+}
+
+func (s *squashfs) directory(dir *inode) (directory, error) {
 	own := dir.private.(*squashfsInode)
 	// The size counts 3 bytes for "." and "..", which are not stored.
-	left := dir.size - 3
-	if left > maxDirSize {
-		return fmt.Errorf("the directory of %d bytes is longer than %d", dir.size, maxDirSize)
+	d := &squashfsDirectory{s: s, start: squashfsCursor{s, s.directories + own.start, own.offset}, size: dir.size - 3}
+	le := binary.LittleEndian
+	for c := own.index; len(d.index) < own.indexes; {
+		head := make([]byte, 12)
+		if err := c.read(head); err != nil {
+			return nil, fmt.Errorf("read index of directory: %w", err)
+		}
+		length := le.Uint32(head[8:])
+		if length >= maxName+1 {
+			return nil, fmt.Errorf("read index of directory: a name of %d bytes", int64(length)+1)
+		}
+		name := make([]byte, length+1)
+		if err := c.read(name); err != nil {
+			return nil, fmt.Errorf("read index of directory: %w", err)
+		}
+		name, _, _ = bytes.Cut(name, []byte{0})
+		d.index = append(d.index, squashfsIndex{string(name), int64(le.Uint32(head)), s.directories + int64(le.Uint32(head[4:]))})
 	}
-	c := squashfsCursor{s, s.directories + own.start, own.offset}
-	last := ""
-	for left > 0 {
+	return d, nil
+}
+
+// from goes through the entries from a byte of the directory on, which is at a
+// place of the disk. header is called in front of the entries behind a header.
+func (d *squashfsDirectory) from(at int64, c squashfsCursor, header func(at int64, c squashfsCursor), yield func(dirent) error) error {
+	le := binary.LittleEndian
+	for at < d.size {
+		header(at, c)
 		head := make([]byte, 12)
 		if err := c.read(head); err != nil {
 			return fmt.Errorf("read directory: %w", err)
 		}
-		left -= 12
+		at += 12
 		count := le.Uint32(head)
 		if count >= 256 {
-			return fmt.Errorf("read directory: %d entries behind a header", count)
+			return fmt.Errorf("read directory: %d entries behind a header", int64(count)+1)
 		}
 		for range count + 1 {
 			raw := make([]byte, 8, 8+256)
@@ -481,29 +520,93 @@ func (s *squashfs) list(dir *inode, yield func(dirent) error) error {
 			if err := c.read(name); err != nil {
 				return fmt.Errorf("read directory: %w", err)
 			}
-			left -= 8 + int64(len(name))
-			d := dirent{name: string(name), id: uint64(le.Uint32(head[4:]))<<16 | uint64(le.Uint16(raw))}
-			if err := checkName(d.name); err != nil {
+			at += 8 + int64(len(name))
+			e := dirent{name: string(name), id: uint64(le.Uint32(head[4:]))<<16 | uint64(le.Uint16(raw))}
+			// The difference to the header's number has a sign.
+			e.number = le.Uint32(head[8:]) + uint32(int32(int16(le.Uint16(raw[2:])))) //nolint:gosec // wraps around as in the kernel
+			if err := checkName(e.name); err != nil {
 				return fmt.Errorf("read directory: %w", err)
 			}
-			if kind := int(le.Uint16(raw[4:])); kind == 0 || kind >= len(squashfsTypes) {
-				return fmt.Errorf("read directory: %q is of the unknown type %d", d.name, kind)
+			if e.number == 0 {
+				return fmt.Errorf("read directory: %q has the inode number 0", e.name)
+			}
+			if kind := int(le.Uint16(raw[4:])); kind == 0 || kind > 7 {
+				return fmt.Errorf("read directory: %q is of the unknown type %d", e.name, kind)
 			} else if mode, err := unixMode(squashfsTypes[kind]); err == nil {
-				d.kind = mode
+				e.kind = mode
 			}
-			if d.name <= last {
-				return fmt.Errorf("read directory: %q does not sort behind %q: the kernel would not find it", d.name, last)
-			}
-			last = d.name
-			if err := yield(d); err != nil {
+			if err := yield(e); err != nil {
 				return err
 			}
 		}
 	}
-	if left < 0 && dir.size >= 3 {
+	if at > d.size && d.size >= 0 {
 		return errors.New("read directory: its entries are longer than itself")
 	}
 	return nil
+}
+
+func (d *squashfsDirectory) list(yield func(dirent) error) (agreement, error) {
+	type place struct {
+		at, block, offset int64
+	}
+	headers := map[place]string{} // to the first name behind each
+	var open place
+	last, agreement, first := "", agrees, true
+	err := d.from(0, d.start, func(at int64, c squashfsCursor) {
+		open, first = place{at, c.block, c.offset}, true
+	}, func(e dirent) error {
+		if first && len(d.index) > 0 {
+			headers[open] = e.name
+		}
+		first = false
+		if e.name <= last {
+			agreement = differs
+		}
+		last = e.name
+		return yield(e)
+	})
+	// An index that leads to the header of its name only makes a lookup shorter.
+	previous := ""
+	for _, i := range d.index {
+		name, ok := headers[place{i.at, i.block, (i.at + d.start.offset) % squashfsMetaSize}]
+		if !ok || name != i.name || i.name <= previous {
+			agreement = differs
+		}
+		previous = i.name
+	}
+	return agreement, err
+}
+
+// errFound ends a lookup.
+var errFound = errors.New("found")
+
+func (d *squashfsDirectory) find(name string) (dirent, error) {
+	at, c := int64(0), d.start
+	for _, i := range d.index {
+		if i.name > name {
+			break
+		}
+		at, c = i.at, squashfsCursor{d.s, i.block, (i.at + d.start.offset) % squashfsMetaSize}
+	}
+	var found dirent
+	err := d.from(at, c, func(int64, squashfsCursor) {}, func(e dirent) error {
+		if name[0] < e.name[0] {
+			return fs.ErrNotExist
+		}
+		if e.name == name {
+			found = e
+			return errFound
+		}
+		return nil
+	})
+	if errors.Is(err, errFound) {
+		return found, nil
+	}
+	if err == nil {
+		err = fs.ErrNotExist
+	}
+	return dirent{}, err
 }
 
 func (s *squashfs) content(node *inode) (io.ReaderAt, error) {

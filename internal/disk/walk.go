@@ -18,7 +18,7 @@ const maxInodes = 16 << 20
 // FileInfo, and the walk goes on. It ends with the first error of visit, or when
 // the tree is no tree.
 func (f *Filesystem) Walk(visit func(name string, info fs.FileInfo, err error) error) error {
-	w := walk{tree: f.tree, visit: visit, seen: map[uint64]bool{}}
+	w := walk{f: f, visit: visit, seen: map[uint64]bool{}, numbers: map[uint64]uint64{}}
 	node, err := f.tree.inode(f.tree.root())
 	if err != nil {
 		return visit(".", nil, err)
@@ -27,10 +27,11 @@ func (f *Filesystem) Walk(visit func(name string, info fs.FileInfo, err error) e
 }
 
 type walk struct {
-	tree  fileTree
-	visit func(string, fs.FileInfo, error) error
-	seen  map[uint64]bool // directories
-	count int
+	f       *Filesystem
+	visit   func(string, fs.FileInfo, error) error
+	seen    map[uint64]bool   // directories
+	numbers map[uint64]uint64 // the inodes of squashfs by the numbers under which the kernel keeps them
+	count   int
 }
 
 func (w *walk) directory(name string, node *inode) error {
@@ -45,9 +46,11 @@ func (w *walk) directory(name string, node *inode) error {
 	if err := w.visit(name, fileInfo{path.Base(name), node}, nil); err != nil {
 		return err
 	}
-	entries, err := readDirectory(w.tree, node)
+	entries, err := w.f.readDirectory(node)
 	if err != nil {
-		return w.visit(name, nil, err)
+		if err := w.visit(name, nil, err); err != nil {
+			return err
+		}
 	}
 	for _, e := range entries {
 		if w.count++; w.count > maxInodes {
@@ -55,6 +58,12 @@ func (w *walk) directory(name string, node *inode) error {
 		}
 		at := path.Join(name, e.Name())
 		info, err := e.Info()
+		if err == nil {
+			err = w.number(e.(dirEntry).dirent)
+		}
+		if err != nil {
+			info = nil
+		}
 		if err == nil && info.IsDir() {
 			err = w.directory(at, info.(fileInfo).node)
 		} else {
@@ -63,6 +72,21 @@ func (w *walk) directory(name string, node *inode) error {
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// number refuses a second inode of the same number: the kernel keeps inodes by
+// their numbers, and gives the one that was asked for first.
+func (w *walk) number(e dirent) error {
+	if e.number == 0 {
+		return nil
+	}
+	first, known := w.numbers[uint64(e.number)]
+	if !known {
+		w.numbers[uint64(e.number)] = e.id
+	} else if first != e.id {
+		return &NamesError{fmt.Sprintf("%q has the inode number %d of another file, and the kernel gives whichever was opened first", e.name, e.number)}
 	}
 	return nil
 }
