@@ -263,3 +263,19 @@ func (a *auditor) sysctl(at place, name, value string) {
 		a.add("sysctl-weakened", at, "%s=%s", name, value)
 	}
 }
+
+// RootTypes are the file systems that the words of a kernel command line tell to
+// mount as the root or as /usr.
+func RootTypes(words []string) []string {
+	var types []string
+	for _, name := range []string{"rootfstype", "mount.usrfstype"} {
+		if value, ok := option(words, name); ok {
+			for kind := range strings.SplitSeq(value, ",") {
+				if kind != "auto" && kind != "" {
+					types = append(types, kind)
+				}
+			}
+		}
+	}
+	return types
+}

@@ -182,7 +182,7 @@ func (r *rootAudit) userRecord(name string) {
 		PerMachine []userSecrets `json:"perMachine"`
 	}
 	if err := strictjson.Unmarshal(content, &record); err != nil {
-		r.add("file-not-read", name, "it is no user record: %v", err)
+		r.add(unreadRule(name), name, "it is no user record: %v", err)
 		return
 	}
 	for _, p := range append(record.PerMachine, record.userSecrets, record.Privileged) {

@@ -99,16 +99,6 @@ type partition struct {
 	root bool             // the file system looks like a root
 }
 
-// foreign are formats that are told by their magic numbers only.
-var foreign = []struct {
-	offset int64
-	magic  string
-	kind   string
-}{
-	{0, "XFSB", "XFS"}, {65600, "_BHRfS_M", "btrfs"}, {0, "LUKS\xba\xbe", "LUKS"}, {512, "LABELONE", "LVM"}, {536, "LVM2 001", "LVM"},
-	{4086, "SWAPSPACE2", "swap"}, {0, "verity\x00\x00", "verity"}, {1024, "\x10\x20\xf5\xf2", "F2FS"},
-}
-
 func (a *auditor) partitions(esp *disk.Partition) error {
 	var all []*partition
 	for i := range a.gpt.Partitions {
@@ -119,11 +109,18 @@ func (a *auditor) partitions(esp *disk.Partition) error {
 		all = append(all, p)
 		at := place{partition: p.Number}
 		section := io.NewSectionReader(a.disk, p.Offset, p.Size)
-		f, err := disk.OpenFilesystem(section, p.Size)
+		f, err := disk.OpenFilesystem(section, p.Size, a.rootTypes()...)
+		ambiguous, isAmbiguous := errors.AsType[*disk.AmbiguousError](err)
 		switch {
 		case err == nil:
 			p.fs, p.kind = f, f.Kind
 			p.root = looksLikeRoot(f)
+			if types := a.rootTypes(); p.root && len(types) > 0 && !slices.ContainsFunc(types, f.MountedAs) {
+				a.add("root-ambiguous", at, "the command line says to mount %.100q, and this was read as %s", types, f.Kind)
+			}
+		case isAmbiguous:
+			p.kind = "ambiguous"
+			a.add("root-ambiguous", at, "%v", ambiguous)
 		case errors.Is(err, disk.ErrNoFilesystem):
 			if p.kind, err = identify(section, p.Size); err != nil {
 				a.add("partition-not-read", at, "%v", err)
@@ -155,7 +152,7 @@ func (a *auditor) partitions(esp *disk.Partition) error {
 		case p.kind == "" && a.coveredByVerity(p):
 		case p.kind == "":
 			a.add("unknown-partition", at, "its content is not known (type %s, name %q)", p.Type, p.Name)
-		case p.kind != "verity" && p.kind != "zeros" && p.kind != "damaged":
+		case p.kind != "verity" && p.kind != "zeros" && p.kind != "damaged" && p.kind != "ambiguous":
 			a.add("partition-not-read", at, "it holds %s, which this version does not read", p.kind)
 		}
 	}
@@ -167,17 +164,12 @@ func (a *auditor) partitions(esp *disk.Partition) error {
 
 // identify tells what a partition holds that is no file system for a root.
 func identify(r io.ReaderAt, size int64) (string, error) {
-	for _, f := range foreign {
-		magic := make([]byte, len(f.magic))
-		if size < f.offset+int64(len(magic)) {
-			continue
-		}
-		if _, err := r.ReadAt(magic, f.offset); err != nil {
-			return "", fmt.Errorf("read it: %w", err)
-		}
-		if string(magic) == f.magic {
-			return f.kind, nil
-		}
+	kinds, err := disk.Kinds(r, size)
+	if err != nil {
+		return "", err
+	}
+	if len(kinds) > 0 {
+		return kinds[0], nil
 	}
 	if _, err := disk.OpenFAT(r, size); err == nil {
 		return "FAT", nil
@@ -293,6 +285,15 @@ func (a *auditor) espFile(esp *disk.Partition, name string, file *disk.File) {
 	default:
 		a.add("esp-stray-file", at, "it has %d bytes", file.Size())
 	}
+}
+
+// rootTypes are the file systems that the command lines tell the kernel to mount.
+func (a *auditor) rootTypes() []string {
+	var types []string
+	for _, u := range a.ukis {
+		types = append(types, RootTypes(u.words)...)
+	}
+	return types
 }
 
 // coveredByVerity reports whether a partition is the data or the tree that a

@@ -45,14 +45,6 @@ func (r *rootAudit) optional(name string) []byte {
 	return content
 }
 
-// notRead reports what could not be read. A symbolic link that leads nowhere is
-// nothing that was missed.
-func (r *rootAudit) notRead(name string, err error) {
-	if !errors.Is(err, fs.ErrNotExist) {
-		r.a.add("file-not-read", r.at(name), "%v", err)
-	}
-}
-
 func (r *rootAudit) at(name string) place { return place{partition: r.partition, path: name} }
 
 func (r *rootAudit) add(id, name, format string, args ...any) {
@@ -145,7 +137,6 @@ func (r *rootAudit) sysvinit(name string) (string, bool) {
 		entries, err := r.fs.ReadDir(dir)
 		if err != nil {
 			r.notRead(dir, err)
-			continue
 		}
 		for _, e := range entries {
 			if n := e.Name(); len(n) > 3 && n[0] == 'S' && n[3:] == name {
@@ -399,7 +390,6 @@ func (r *rootAudit) names(dir string) []string {
 	entries, err := r.fs.ReadDir(dir)
 	if err != nil {
 		r.notRead(dir, err)
-		return nil
 	}
 	names := make([]string, 0, len(entries))
 	for _, e := range entries {
@@ -565,14 +555,14 @@ func (r *rootAudit) files() (count int, err error) {
 		}
 		count++
 		if err != nil {
-			r.add("file-not-read", name, "%v", err)
+			r.notRead(name, err)
 			return nil
 		}
 		r.file(name, info)
 		return nil
 	})
 	if err != nil && r.a.ctx.Err() == nil {
-		r.add("file-not-read", ".", "the walk ended early: %v", err)
+		r.add(unreadRule("."), ".", "the walk ended early: %v", err)
 		err = nil
 	}
 	if err != nil {

@@ -70,7 +70,6 @@ func (a *auditor) readUnits(root *rootAudit) *units {
 		}
 		if err != nil {
 			root.notRead(dir, err)
-			continue
 		}
 		if dir == "lib/systemd/system" && sameDirectory(root, dir, "usr/lib/systemd/system") {
 			continue
@@ -80,16 +79,14 @@ func (a *auditor) readUnits(root *rootAudit) *units {
 			switch {
 			case strings.HasSuffix(name, ".wants"), strings.HasSuffix(name, ".requires"), strings.HasSuffix(name, ".upholds"):
 				u.readPulls(root, at, strings.TrimSuffix(name, path.Ext(name)))
-			case strings.HasSuffix(name, ".d") && e.IsDir():
+			case strings.HasSuffix(name, ".d"):
 				dropins[strings.TrimSuffix(name, ".d")] = append(dropins[strings.TrimSuffix(name, ".d")], at)
 			case !e.IsDir():
 				u.readUnit(root, name, at)
 			}
 		}
 	}
-	for unit, dirs := range dropins {
-		u.readDropins(root, unit, dirs)
-	}
+	u.readAllDropins(root, dropins)
 	for name, file := range u.files {
 		u.linePulls(root, name, file)
 	}
@@ -213,7 +210,6 @@ func (u *units) readPulls(root *rootAudit, dir, from string) {
 	entries, err := root.fs.ReadDir(dir)
 	if err != nil {
 		root.notRead(dir, err)
-		return
 	}
 	for _, e := range entries {
 		at := path.Join(dir, e.Name())
@@ -232,12 +228,16 @@ func (u *units) readPulls(root *rootAudit, dir, from string) {
 	}
 }
 
-// readUnit reads a unit file, a mask, or an alias.
+// readUnit reads a unit file, a mask, or an alias, as systemd's
+// unit_file_build_name_map does.
 func (u *units) readUnit(root *rootAudit, name, at string) {
 	if _, known := u.files[name]; known {
 		return
 	}
 	if _, known := u.aliases[name]; known {
+		return
+	}
+	if _, ok := parseUnitName(name); !ok {
 		return
 	}
 	info, err := root.fs.Lstat(at)
@@ -251,12 +251,17 @@ func (u *units) readUnit(root *rootAudit, name, at string) {
 			root.notRead(at, err)
 			return
 		}
-		if isNull(path.Dir(at), target) {
+		if isNull(path.Dir(at), target) || root.leadsToNull(at) {
 			u.files[name] = unitFile{path: at, exists: true, masked: true}
 			return
 		}
-		if base := path.Base(target); base != name {
-			u.aliases[name] = base
+		// A link that stays inside of the unit directories is an alias, or nothing
+		// when the names do not go together; one that leads out is the unit itself,
+		// whatever the file is called.
+		if aim := root.canonical(at, target); inUnitDirectory(aim) {
+			if base := path.Base(aim); mayAlias(name, base) {
+				u.aliases[name] = base
+			}
 			return
 		}
 	}
@@ -271,6 +276,153 @@ func (u *units) readUnit(root *rootAudit, name, at string) {
 	u.files[name] = unitFile{path: at, exists: true, masked: len(content) == 0, lines: unitLines(at, content)}
 }
 
+func inUnitDirectory(name string) bool {
+	return slices.ContainsFunc(unitDirectories, func(dir string) bool { return strings.HasPrefix(name, dir+"/") })
+}
+
+// canonical is the path that the target of a link leads to, with the links of its
+// directories followed and the one at its end, if it is one, left.
+func (r *rootAudit) canonical(link, target string) string {
+	if !strings.HasPrefix(target, "/") {
+		target = path.Dir(link) + "/" + target
+	}
+	rest := strings.Split(target, "/")
+	at := ""
+	for links := 0; len(rest) > 1; {
+		part := rest[0]
+		rest = rest[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			at = strings.TrimPrefix(path.Dir("/"+at), "/")
+			continue
+		}
+		next := path.Join(at, part)
+		inner, err := r.fs.ReadLink(next)
+		if err != nil || links == maxLinks {
+			at = next
+			continue
+		}
+		links++
+		if strings.HasPrefix(inner, "/") {
+			at = ""
+		}
+		rest = append(strings.Split(inner, "/"), rest...)
+	}
+	return strings.TrimPrefix(path.Join("/", at, rest[0]), "/")
+}
+
+// maxLinks are the symbolic links that Linux follows in a path.
+const maxLinks = 40
+
+// leadsToNull reports whether a link leads to /dev/null, over any number of others
+// outside of the unit directories.
+func (r *rootAudit) leadsToNull(name string) bool {
+	for range maxLinks {
+		target, err := r.fs.ReadLink(name)
+		if err != nil {
+			return false
+		}
+		if isNull(path.Dir(name), target) {
+			return true
+		}
+		if name = r.canonical(name, target); inUnitDirectory(name) {
+			return false // an alias
+		}
+	}
+	return false
+}
+
+// unitName is the name of a unit in its parts: prefix, instance and type.
+type unitName struct {
+	prefix, instance, kind string
+	at                     bool // a template, or an instance of one
+}
+
+var unitNames = lazyregexp.New(`^([A-Za-z0-9:_.\\-]+)(@[A-Za-z0-9:_.\\@-]*)?\.(service|socket|target|device|mount|automount|swap|timer|path|slice|scope)$`)
+
+// parseUnitName splits the name of a unit; ok is false where it is none.
+func parseUnitName(name string) (unitName, bool) {
+	parts := unitNames().FindStringSubmatch(name)
+	if parts == nil || len(name) > 255 {
+		return unitName{}, false
+	}
+	return unitName{parts[1], strings.TrimPrefix(parts[2], "@"), parts[3], parts[2] != ""}, true
+}
+
+// mayAlias reports whether systemd takes a link for an alias: both are units of the
+// same type, which may have aliases, and an instance is an alias of the same
+// instance or of a template.
+func mayAlias(name, of string) bool {
+	a, okA := parseUnitName(name)
+	b, okB := parseUnitName(of)
+	if !okA || !okB || name == of || a.kind != b.kind || a.at != b.at {
+		return false
+	}
+	if a.instance != b.instance && (a.instance == "" || b.instance != "") {
+		return false
+	}
+	return slices.Contains([]string{"service", "socket", "target", "device", "timer", "path"}, a.kind)
+}
+
+// dropinNames are the names whose drop-ins count for a unit, beside those of its
+// aliases: its type's, those of what stands in front of each dash, its template's,
+// and its own (systemd.unit(5)).
+func dropinNames(name string) []string {
+	n, ok := parseUnitName(name)
+	if !ok {
+		return []string{name}
+	}
+	names := []string{n.kind}
+	for i := range len(n.prefix) - 1 {
+		if n.prefix[i] == '-' {
+			names = append(names, n.prefix[:i+1]+"."+n.kind)
+			if n.at {
+				names = append(names, n.prefix[:i+1]+"@"+n.instance+"."+n.kind)
+			}
+		}
+	}
+	if general, ok := template(name); ok {
+		names = append(names, general)
+	}
+	return append(names, name)
+}
+
+// readAllDropins adds to each unit the lines of all the drop-ins that count for it,
+// and keeps those of units that have no file of their own.
+func (u *units) readAllDropins(root *rootAudit, dropins map[string][]string) {
+	aliases := map[string][]string{}
+	for alias := range u.aliases {
+		name := alias
+		for range len(u.aliases) {
+			next, ok := u.aliases[name]
+			if !ok {
+				break
+			}
+			name = next
+			aliases[name] = append(aliases[name], alias)
+		}
+	}
+	names := slices.Collect(maps.Keys(u.files))
+	names = slices.AppendSeq(names, maps.Keys(dropins))
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		count := dropinNames(name)
+		for _, alias := range aliases[name] {
+			count = append(count, dropinNames(alias)...)
+		}
+		slices.Sort(count)
+		var dirs []string
+		for _, other := range slices.Compact(count) {
+			dirs = append(dirs, dropins[other]...)
+		}
+		if len(dirs) > 0 {
+			u.readDropins(root, name, dirs)
+		}
+	}
+}
+
 // readDropins adds the lines of drop-ins to a unit. Of files of the same name
 // the first directory's counts.
 func (u *units) readDropins(root *rootAudit, unit string, dirs []string) {
@@ -279,7 +431,6 @@ func (u *units) readDropins(root *rootAudit, unit string, dirs []string) {
 		entries, err := root.fs.ReadDir(dir)
 		if err != nil {
 			root.notRead(dir, err)
-			continue
 		}
 		for _, e := range entries {
 			if _, known := found[e.Name()]; !known && strings.HasSuffix(e.Name(), ".conf") {

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -83,31 +84,118 @@ const (
 	maxName       = 255  // bytes
 )
 
-// OpenFilesystem finds out which file system lies in size bytes of r and opens
-// it. The error is ErrNoFilesystem when it is none that is known.
-func OpenFilesystem(r io.ReaderAt, size int64) (*Filesystem, error) {
-	for _, format := range []struct {
-		kind string
-		open func(io.ReaderAt, int64) (*Filesystem, error)
-	}{{"erofs", openErofs}, {"squashfs", openSquashfs}, {"ext4", openExt4}} {
-		f, err := format.open(r, size)
-		if errors.Is(err, ErrNoFilesystem) {
+// readers are the formats that are read.
+var readers = map[string]func(io.ReaderAt, int64) (*Filesystem, error){"erofs": openErofs, "squashfs": openSquashfs, "ext4": openExt4}
+
+// signatures are magic numbers of file systems and of what wraps one, in the order
+// in which Kinds names them. ext4's has two bytes and is looked at more closely.
+var signatures = []struct {
+	kind   string
+	offset int64
+	magic  string
+}{
+	{"erofs", 1024, "\xe2\xe1\xf5\xe0"}, {"squashfs", 0, "hsqs"}, {"ext4", 1080, "\x53\xef"},
+	{"XFS", 0, "XFSB"}, {"btrfs", 65600, "_BHRfS_M"}, {"F2FS", 1024, "\x10\x20\xf5\xf2"}, {"ISO 9660", 32769, "CD001"}, {"UDF", 32769, "BEA01"},
+	{"exFAT", 3, "EXFAT   "}, {"NTFS", 3, "NTFS    "}, {"JFS", 32768, "JFS1"}, {"ReiserFS", 65588, "ReIsEr"}, {"bcachefs", 4120, "\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81"},
+	{"romfs", 0, "-rom1fs-"}, {"cramfs", 0, "\x45\x3d\xcd\x28"}, {"cramfs", 512, "\x45\x3d\xcd\x28"}, {"HFS+", 1024, "H+\x00\x04"}, {"HFS+", 1024, "HX\x00\x05"},
+	{"GFS2", 65536, "\x01\x16\x19\x70"}, {"OCFS2", 4096, "OCFSV2"}, {"NILFS2", 1030, "\x34\x34"}, {"ZFS", 135168, "\x0c\xb1\xba\x00\x00\x00\x00\x00"},
+	{"LUKS", 0, "LUKS\xba\xbe"}, {"LVM", 512, "LABELONE"}, {"LVM", 536, "LVM2 001"}, {"swap", 4086, "SWAPSPACE2"}, {"verity", 0, "verity\x00\x00"},
+}
+
+// Kinds names what the magic numbers in size bytes of r say that is there: "erofs",
+// "squashfs" and "ext4", which OpenFilesystem reads, or others. The kernel tries one
+// file system after the other, or the one that it is told, so that each that is
+// named may be the one that is mounted.
+func Kinds(r io.ReaderAt, size int64) ([]string, error) {
+	var kinds []string
+	for _, s := range signatures {
+		if size < s.offset+int64(len(s.magic)) {
 			continue
 		}
-		if err != nil {
-			return nil, fmt.Errorf("open %s file system: %w", format.kind, err)
+		magic := make([]byte, len(s.magic))
+		if n, err := r.ReadAt(magic, s.offset); n < len(magic) {
+			return nil, fmt.Errorf("look for the signature of %s: %w", s.kind, noEOF(err))
 		}
-		f.Kind = format.kind
-		root, err := f.tree.inode(f.tree.root())
-		if err == nil && !root.mode.IsDir() {
-			err = errors.New("it is not a directory")
+		if string(magic) != s.magic || slices.Contains(kinds, s.kind) {
+			continue
 		}
-		if err != nil {
-			return nil, fmt.Errorf("open %s file system: read its root directory: %w", format.kind, err)
+		switch s.kind {
+		case "ext4":
+			// The kernel refuses larger blocks, and what stands here in another file
+			// system is a large number.
+			log := make([]byte, 4)
+			if n, err := r.ReadAt(log, ext4SuperOffset+0x18); n < len(log) {
+				return nil, fmt.Errorf("look for the signature of ext4: %w", noEOF(err))
+			}
+			if len(kinds) > 0 && binary.LittleEndian.Uint32(log) > 6 {
+				continue
+			}
+		case "NILFS2", "GFS2": // short, or where others have content
+			if len(kinds) > 0 {
+				continue
+			}
 		}
-		return f, nil
+		kinds = append(kinds, s.kind)
 	}
-	return nil, ErrNoFilesystem
+	return kinds, nil
+}
+
+// AmbiguousError says that there is more than one file system in the same bytes.
+type AmbiguousError struct {
+	Kinds []string // as Kinds names them
+}
+
+func (e *AmbiguousError) Error() string {
+	return fmt.Sprintf("there are signatures of %s, and nothing says which of them the kernel mounts", strings.Join(e.Kinds, " and of "))
+}
+
+// OpenFilesystem opens the file system in size bytes of r. Of several the one is
+// opened that is of a kind that the kernel is told to mount, by rootfstype= say; it
+// need not be told any. The error is an *AmbiguousError when that leaves more than
+// one, and ErrNoFilesystem when there is none that is read.
+func OpenFilesystem(r io.ReaderAt, size int64, told ...string) (*Filesystem, error) {
+	kinds, err := Kinds(r, size)
+	if err != nil {
+		return nil, err
+	}
+	if len(kinds) > 1 {
+		chosen := slices.DeleteFunc(slices.Clone(kinds), func(kind string) bool {
+			return !slices.ContainsFunc(told, func(t string) bool { return sameKind(t, kind) })
+		})
+		if len(chosen) != 1 {
+			return nil, &AmbiguousError{kinds}
+		}
+		kinds = chosen
+	}
+	if len(kinds) == 0 || readers[kinds[0]] == nil {
+		return nil, ErrNoFilesystem
+	}
+	kind := kinds[0]
+	f, err := readers[kind](r, size)
+	if err != nil {
+		return nil, fmt.Errorf("open %s file system: %w", kind, err)
+	}
+	f.Kind = kind
+	root, err := f.tree.inode(f.tree.root())
+	if err == nil && !root.mode.IsDir() {
+		err = errors.New("it is not a directory")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s file system: read its root directory: %w", kind, err)
+	}
+	return f, nil
+}
+
+// MountedAs reports whether the kernel's name of a file system, as rootfstype= gives
+// it, is that of the one that was opened.
+func (f *Filesystem) MountedAs(name string) bool { return sameKind(name, f.Kind) }
+
+// sameKind reports whether the kernel's name of a file system means a kind.
+func sameKind(name, kind string) bool {
+	if name == "ext2" || name == "ext3" {
+		name = "ext4"
+	}
+	return strings.EqualFold(name, strings.ReplaceAll(kind, " ", ""))
 }
 
 // lookup finds the inode at a path. A symbolic link at its end is followed only

@@ -488,7 +488,12 @@ func (s *squashfs) directory(dir *inode) (directory, error) {
 			return nil, fmt.Errorf("read index of directory: %w", err)
 		}
 		name, _, _ = bytes.Cut(name, []byte{0})
-		d.index = append(d.index, squashfsIndex{string(name), int64(le.Uint32(head)), s.directories + int64(le.Uint32(head[4:]))})
+		// The kernel takes the byte for a number with a sign.
+		at := int64(int32(le.Uint32(head))) //nolint:gosec // as in the kernel
+		if at > maxDirSize || at < -own.offset {
+			return nil, fmt.Errorf("read index of directory: %q is said to be at byte %d", name, at)
+		}
+		d.index = append(d.index, squashfsIndex{string(name), at, s.directories + int64(le.Uint32(head[4:]))})
 	}
 	return d, nil
 }
