@@ -289,7 +289,7 @@ func (a *auditor) espFile(esp *disk.Partition, name string, file *disk.File) {
 
 // rootTypes are the file systems that the command lines tell the kernel to mount.
 func (a *auditor) rootTypes() []string {
-	var types []string
+	types := make([]string, 0, 2*len(a.ukis))
 	for _, u := range a.ukis {
 		types = append(types, RootTypes(u.words)...)
 	}

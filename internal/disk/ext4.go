@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 )
@@ -307,7 +308,7 @@ func (e *ext4) checkPlace(own *ext4Inode) error {
 		}
 		return nil
 	case mode.Type() == fs.ModeSymlink && e.isFast(own):
-		if n := bytes.IndexByte(append(own.block[:len(own.block):len(own.block)], 0), 0); own.node.size == 0 || int64(n) != own.node.size {
+		if n := bytes.IndexByte(append(slices.Clip(own.block), 0), 0); own.node.size == 0 || int64(n) != own.node.size {
 			return fmt.Errorf("a symbolic link of %d bytes has a target of %d", own.node.size, n)
 		}
 		return nil
