@@ -35,6 +35,7 @@ type Claims struct {
 	EventName         string `json:"event_name"`
 	WorkflowRef       string `json:"workflow_ref"`     // OWNER/REPO/PATH@REF that was started
 	JobWorkflowRef    string `json:"job_workflow_ref"` // that holds the job; may be elsewhere
+	JobWorkflowSHA    string `json:"job_workflow_sha"` // commit of that one, hex
 	RunnerEnvironment string `json:"runner_environment"`
 	RunID             string `json:"run_id"`
 	RunAttempt        string `json:"run_attempt"`

@@ -32,6 +32,12 @@ func TestExisting(t *testing.T) {
 	a.certify.RunInvocationURI = "https://github.com/octo-org/image/actions/runs/1/attempts/1"
 	otherRun := a.both(t)
 	a.certify = certified(testClaims())
+	a.certify.RunInvocationURI = strings.Replace(a.certify.RunInvocationURI, "/attempts/2", "/attempts/1", 1)
+	otherAttempt := a.both(t)
+	a.certify = certified(testClaims())
+	a.certify.BuildSignerDigest = strings.Repeat("0", 40)
+	otherWorkflow := a.both(t)
+	a.certify = certified(testClaims())
 
 	measurements := statement(t, PredicateMeasurements, testMeasurements)
 	spaced := statement(t, PredicateMeasurements, []byte(`{ "Measurements": {"PCR4": "00", "HashAlgorithm":"SHA384"} }`))
@@ -52,7 +58,9 @@ func TestExisting(t *testing.T) {
 		{"the same", stored, measurements, true},
 		{"the same provenance", stored, provenance, true},
 		{"the same with other spaces and order", stored, spaced, true},
-		{"the same by another run of the same commit", otherRun, measurements, true},
+		{"the same by another attempt of the run", otherAttempt, measurements, true},
+		{"the same by another run of the same commit", otherRun, measurements, false},
+		{"the same by the workflow at another commit", otherWorkflow, measurements, false},
 		{"after what is of no use", append([]Candidate{garbage, broken}, stored...), measurements, true},
 		{"nothing", nil, measurements, false},
 		{"of no use", []Candidate{garbage, broken}, measurements, false},

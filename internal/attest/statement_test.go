@@ -23,7 +23,8 @@ func testClaims() *Claims {
 		Repository: "octo-org/image", RepositoryID: "812345678", RepositoryOwnerID: "98765", Visibility: "public",
 		EventName: "push", WorkflowRef: "octo-org/image/.github/workflows/image.yml@refs/heads/main",
 		JobWorkflowRef: "octo-org/image/.github/workflows/image.yml@refs/heads/main", RunnerEnvironment: "github-hosted",
-		RunID: "7654321098", RunAttempt: "2",
+		JobWorkflowSHA: "5f3d6c1b0a9e8d7c6b5a493827160f5e4d3c2b1a",
+		RunID:          "7654321098", RunAttempt: "2",
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +25,7 @@ type Reported struct {
 	Source        string `json:"source"` // where it came from
 	PredicateType string `json:"predicateType,omitempty"`
 	Signer        string `json:"signer,omitempty"` // the certificate's name
+	Run           string `json:"run,omitempty"`    // URL, with the attempt
 	Time          string `json:"time,omitempty"`   // RFC 3339, the earliest that is proven
 	// What proves a time, and when the certificate was valid (RFC 3339).
 	Clocks    []Clock `json:"clocks,omitempty"`
@@ -41,7 +43,8 @@ type Verdict struct {
 	// Notes say what went wrong on the way without deciding anything: a source
 	// that could not be asked.
 	Notes []string `json:"notes,omitempty"`
-	// Measurements is the attested document, or nil when none is believed.
+	// Measurements is the attested document, or nil when none is believed, or
+	// provenance and measurements of one run were not both found.
 	Measurements json.RawMessage `json:"-"`
 	// Origin is what the certificate of that document's signer says; empty
 	// without Measurements.
@@ -57,6 +60,7 @@ type Origin struct {
 	Commit     string // hex
 	Ref        string // refs/heads/…
 	Workflow   string // URL of the workflow that holds the signing job, with @REF
+	Run        string // URL, without the attempt
 }
 
 // Failed returns the first check that does not hold.
@@ -84,14 +88,18 @@ type finding struct {
 
 // Verify looks for attestations of both predicates about the manifest with this
 // SHA-256 (hex) in one source after the other, until both are found whose
-// signer is the expected one. A bundle that does not verify beside one that
-// does changes nothing, but is reported.
+// signer is the expected one, and the same run: what a run measured is not what
+// another one built. Of several runs that attest both the first one counts. A
+// bundle that does not verify beside one that does changes nothing, but is
+// reported.
 func Verify(ctx context.Context, trust *Trust, expected Expectation, sha256 string, sources ...Source) (*Verdict, error) {
 	if err := expected.Validate(); err != nil {
 		return nil, err
 	}
 	v := new(Verdict)
 	best := make(map[string]*finding)
+	var attesting runs
+	var chosen *run
 	for _, source := range sources {
 		candidates, err := source.Fetch(ctx)
 		if err != nil {
@@ -110,8 +118,12 @@ func Verify(ctx context.Context, trust *Trust, expected Expectation, sha256 stri
 			if known := best[f.PredicateType]; known == nil || f.better(known) {
 				best[f.PredicateType] = f
 			}
+			if f.good {
+				attesting.add(f)
+			}
 		}
-		if good(best[PredicateProvenance]) && good(best[PredicateMeasurements]) {
+		if chosen = attesting.first(expected.Local); chosen != nil {
+			best = chosen.findings
 			break
 		}
 	}
@@ -131,13 +143,87 @@ func Verify(ctx context.Context, trust *Trust, expected Expectation, sha256 stri
 			}
 		}
 	}
-	if f := best[PredicateMeasurements]; good(f) {
-		v.Measurements, v.signer = f.Predicate, f.Certificate
-		if c := f.Certificate; !expected.Local {
-			v.Origin = Origin{Repository: c.SourceRepositoryURI, Commit: c.SourceRepositoryDigest, Ref: c.SourceRepositoryRef, Workflow: c.BuildSignerURI}
+	if chosen == nil {
+		if good(best[PredicateProvenance]) && good(best[PredicateMeasurements]) {
+			v.Checks = append(v.Checks, check("run", "one run that attests provenance and measurements", attesting.String(), false))
+		}
+		return v, nil
+	}
+	f := best[PredicateMeasurements]
+	v.Measurements, v.signer = f.Predicate, f.Certificate
+	if c := f.Certificate; !expected.Local {
+		said := fmt.Sprintf("%s at commit %s", chosen.author.Run, chosen.author.Commit)
+		v.Checks = append(v.Checks, check("run", said, said, true))
+		v.Origin = Origin{
+			Repository: c.SourceRepositoryURI, Commit: c.SourceRepositoryDigest, Ref: c.SourceRepositoryRef,
+			Workflow: c.BuildSignerURI, Run: chosen.author.Run,
 		}
 	}
 	return v, nil
+}
+
+// run is what one author attests, by predicate type.
+type run struct {
+	author   Author
+	findings map[string]*finding
+}
+
+// runs are the authors of attestations, in the order in which they were found.
+type runs []*run
+
+// add takes an attestation that is good. Of an author's several of one type, as of
+// the attempts of a run, the first one counts.
+func (r *runs) add(f *finding) {
+	author := authorOf(f.Certificate)
+	i := slices.IndexFunc(*r, func(known *run) bool { return known.author == author })
+	if i < 0 {
+		i = len(*r)
+		*r = append(*r, &run{author, make(map[string]*finding)})
+	}
+	if known := (*r)[i].findings[f.PredicateType]; known == nil || f.before(known) {
+		(*r)[i].findings[f.PredicateType] = f
+	}
+}
+
+// before orders attestations by their time, and not by where a store lists them.
+func (f *finding) before(other *finding) bool {
+	return cmp.Or(f.Time.Compare(other.Time), cmp.Compare(f.Certificate.RunInvocationURI, other.Certificate.RunInvocationURI)) < 0
+}
+
+// first is the first run that attests all that is needed, or nil. Only a local trust
+// root may name no run.
+func (r runs) first(local bool) *run {
+	var first *run
+	for _, one := range r {
+		if one.author.Run == "" && !local || slices.ContainsFunc(Predicates, func(p string) bool { return one.findings[p] == nil }) {
+			continue
+		}
+		if first == nil || one.findings[PredicateProvenance].before(first.findings[PredicateProvenance]) {
+			first = one
+		}
+	}
+	return first
+}
+
+// String tells what each run attests.
+func (r runs) String() string {
+	const limit = 4
+	var told []string
+	for i, one := range r {
+		if i == limit {
+			told = append(told, fmt.Sprintf("and %d more", len(r)-limit))
+			break
+		}
+		var attests []string
+		for _, p := range Predicates {
+			if one.findings[p] != nil {
+				attests = append(attests, labels[p])
+			}
+		}
+		told = append(told, fmt.Sprintf("%s of %s at commit %s by %s", strings.Join(attests, " and "),
+			cmp.Or(one.author.Run, "no run"), one.author.Commit, one.author.Signer))
+	}
+	return strings.Join(told, "; ")
 }
 
 // judge demands of a verified bundle that the expected one signed it.
@@ -202,6 +288,7 @@ func (f *finding) report() Reported {
 		r.Reason = f.Err.Error()
 		return r
 	}
+	r.Run = f.Certificate.RunInvocationURI
 	r.Signer, r.Time = f.Certificate.SubjectAlternativeName, f.Time.UTC().Format(time.RFC3339)
 	r.Clocks, r.NotBefore, r.NotAfter = f.Clocks, f.NotBefore.UTC().Format(time.RFC3339), f.NotAfter.UTC().Format(time.RFC3339)
 	for _, c := range f.checks {

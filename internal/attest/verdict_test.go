@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sigstore/sigstore-go/pkg/bundle"
 	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
@@ -314,6 +315,97 @@ func TestVerify(t *testing.T) {
 			t.Error("verified for nobody")
 		}
 	})
+}
+
+// TestOneRun holds that what a verdict takes together is of one run of one commit, and
+// of which, whatever the order in which stores list it.
+func TestOneRun(t *testing.T) {
+	a := newAuthority(t, "somebody", nil)
+	// sign has a run attest both, with what the certificate says of it changed.
+	sign := func(runID, attempt string, change func(c *Claims)) (provenance, measurements Candidate) {
+		t.Helper()
+		claims := testClaims()
+		claims.RunID, claims.RunAttempt = runID, attempt
+		change(claims)
+		a.certify = certified(claims)
+		a.certify.BuildSignerDigest = claims.JobWorkflowSHA
+		name := "run " + runID + "." + attempt
+		return Candidate{Source: name + " provenance", Data: a.bundle(t, statement(t, PredicateProvenance, provenanceOf(t, claims)))},
+			Candidate{Source: name + " measurements", Data: a.bundle(t, statement(t, PredicateMeasurements, testMeasurements))}
+	}
+	as := func(*Claims) {}
+	zeros := strings.Repeat("0", 40)
+	provenance, measurements := sign("1", "1", as)
+	provenanceAgain, _ := sign("1", "2", as)
+	_, ofCommit := sign("2", "1", func(c *Claims) { c.SHA, c.JobWorkflowSHA = zeros, zeros })
+	_, ofRun := sign("2", "1", as)
+	_, ofRef := sign("1", "1", func(c *Claims) { c.Ref = "refs/heads/feature" })
+	_, ofWorkflow := sign("1", "1", func(c *Claims) {
+		c.JobWorkflowRef = "octo-org/image/.github/workflows/other.yml@refs/heads/main"
+	})
+	_, ofWorkflowCommit := sign("1", "1", func(c *Claims) { c.JobWorkflowSHA = zeros })
+	_, ofRunner := sign("1", "1", func(c *Claims) { c.RunnerEnvironment = SelfHosted })
+	time.Sleep(1100 * time.Millisecond) // timestamps are of a second
+	laterProvenance, laterMeasurements := sign("3", "1", func(c *Claims) { c.SHA = zeros })
+
+	a.certify = certified(testClaims())
+	a.certify.RunInvocationURI = ""
+	nameless := testClaims()
+	without, err := nameless.Provenance("https://github.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	without = bytes.Replace(without, []byte(`,"metadata":{"invocationId":"https://github.com/octo-org/image/actions/runs/7654321098/attempts/2"}`), nil, 1)
+	noRun := []Candidate{
+		{Source: "no run provenance", Data: a.bundle(t, statement(t, PredicateProvenance, without))},
+		{Source: "no run measurements", Data: a.bundle(t, statement(t, PredicateMeasurements, testMeasurements))},
+	}
+
+	const runs = "https://github.com/octo-org/image/actions/runs/"
+	main := testClaims().SHA
+	for _, tc := range []struct {
+		name    string
+		bundles []Candidate
+		run     string // that counts
+		want    []string
+	}{
+		{"one", []Candidate{provenance, measurements}, runs + "1", nil},
+		{"attempts of a run", []Candidate{provenanceAgain, measurements}, runs + "1", nil},
+		{"the first of two", []Candidate{laterMeasurements, laterProvenance, measurements, provenance}, runs + "1", nil},
+		{"the first of two, listed first", []Candidate{provenance, measurements, laterProvenance, laterMeasurements}, runs + "1", nil},
+		{"the only whole one", []Candidate{provenance, ofRun, laterMeasurements, laterProvenance, ofCommit}, runs + "3", nil},
+		{"of another run", []Candidate{provenance, ofRun}, "", []string{"provenance of " + runs + "1 at commit " + main, "measurements of " + runs + "2 at commit " + main}},
+		{"of another commit", []Candidate{ofCommit, provenance}, "", []string{"measurements of " + runs + "2 at commit " + zeros, "provenance of " + runs + "1"}},
+		{"of another ref", []Candidate{provenance, ofRef}, "", []string{"provenance of ", "measurements of "}},
+		{"of another workflow", []Candidate{provenance, ofWorkflow}, "", []string{"by https://github.com/octo-org/image/.github/workflows/other.yml@refs/heads/main"}},
+		{"of the workflow at another commit", []Candidate{provenance, ofWorkflowCommit}, "", []string{"provenance of ", "measurements of "}},
+		{"on another kind of runner", []Candidate{provenance, ofRunner}, "", []string{"provenance of ", "measurements of "}},
+		{"of many", []Candidate{provenance, ofRun, ofCommit, ofRef, ofWorkflow, ofRunner}, "", []string{"and 2 more"}},
+		{"of no run", noRun, "", []string{"of no run at commit " + main}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			v, err := Verify(context.Background(), a.trust, Expectation{Host: gitHubHost, Repository: "octo-org/image"}, testDigest, from(tc.bundles...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			failed, bad := v.Failed()
+			if tc.run != "" {
+				last := v.Checks[len(v.Checks)-1]
+				if bad || v.Measurements == nil || v.Origin.Run != tc.run || last.Name != "run" || !strings.HasPrefix(last.Found, tc.run+" at commit "+v.Origin.Commit) {
+					t.Errorf("failed %+v, origin %+v, last check %+v; want the run %s", failed, v.Origin, last, tc.run)
+				}
+				return
+			}
+			if !bad || failed.Name != "run" || v.Measurements != nil || v.Origin != (Origin{}) {
+				t.Errorf("failed %+v, measurements %s, origin %+v", failed, v.Measurements, v.Origin)
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(failed.Found, want) {
+					t.Errorf("found %s, want %q in it", failed.Found, want)
+				}
+			}
+		})
+	}
 }
 
 // TestPolicy holds what must vouch for a signature beside the certificate.

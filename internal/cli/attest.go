@@ -74,9 +74,10 @@ the signatures, and store the bundles with GitHub and beside the artifact.
 --audit adds a third statement: what inspect found that the image leaves open.
 --release adds the bundles to a release, too.
 
-What was attested before is not attested again: of the same digest, by the same
-workflow at the same commit, with the same content, and of provenance by the same
-attempt of the same run. A run that was stopped is completed by the next one.
+What was attested before is not attested again: of the same digest, by the same run
+of the workflow, with the same content, and of provenance by the same attempt. A run
+that was stopped is completed by its next attempt; another run attests all of it, since
+verify artifact takes nothing together that is not of one run.
 
 A public repository signs with the public Sigstore, whose log everybody can
 read; a private one with GitHub's, and a tenant of ghe.com with its own;

@@ -121,6 +121,15 @@ func TestAttestTwice(t *testing.T) {
 			attestIt()
 			expect(3, 3)
 
+			// Another run of the commit attests all of it: nobody takes what is of two runs
+			// together.
+			workflow.RunID, workflow.RunAttempt = "7654321099", ""
+			inJob(t, stack, workflow)
+			attestIt()
+			expect(5, 5)
+			attestIt()
+			expect(5, 5)
+
 			// The first check that does not hold has a name.
 			status, asJSON, _ := executeHere(t, "verify", "artifact", reference, "--trusted-root", stack.TrustedRoot, "--cert-oidc-issuer", stack.Issuer.URL,
 				"--repo", name, "--runner-environment", "self-hosted", "--format", "json")

@@ -65,8 +65,8 @@ func newVerifyArtifactCommand(a *app) *cobra.Command {
 		Short: "Verify an artifact: who built it, and what a boot of it will measure",
 		Long: `Verify an artifact in a registry, or in an OCI layout (oci:DIR): that its
 manifest is the one that is attested, that provenance and measurements were
-signed by a workflow of the expected repository, that both say the same as the
-signer's certificate, and that the attested measurements are those inside the
+signed by one run of a workflow of the expected repository, that both say the same
+as the signer's certificate, and that the attested measurements are those inside the
 artifact. --remeasure also fetches the disk and predicts the PCRs again.
 
 The bundles are taken from --bundle, or from the registry, or from GitHub when
