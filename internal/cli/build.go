@@ -18,6 +18,7 @@ import (
 
 	"github.com/org/attestable-image-action/internal/gha"
 	"github.com/org/attestable-image-action/internal/kiwi"
+	"github.com/org/attestable-image-action/internal/source"
 )
 
 // builderTemplate is the template whose Dockerfile makes the builder for
@@ -255,7 +256,7 @@ type recipe struct {
 }
 
 // path is where a checked out directory is in its work tree.
-func (r *recipe) path(checkout *kiwi.Checkout) string {
+func (r *recipe) path(checkout *source.Checkout) string {
 	if checkout == nil || len(checkout.Tracked) == 0 || !fs.ValidPath(checkout.Path) || r.top != "" && checkout.Top != r.top {
 		r.unknown = true
 		return ""
@@ -270,7 +271,7 @@ func (f buildFlags) source(ctx context.Context, o *kiwi.Options) (told string, e
 	var from string
 	recipe := recipe{Recipe: kiwi.Recipe{Template: f.template, Name: f.name, Version: f.version, Serve: f.serve}}
 	if f.description != "" {
-		checkout, err := kiwi.ReadCheckout(ctx, f.description)
+		checkout, err := source.ReadCheckout(ctx, f.description)
 		if err != nil {
 			return "", err
 		}
@@ -280,7 +281,7 @@ func (f buildFlags) source(ctx context.Context, o *kiwi.Options) (told string, e
 		}
 	}
 	if f.overlay != "" {
-		checkout, err := kiwi.ReadCheckout(ctx, f.overlay)
+		checkout, err := source.ReadCheckout(ctx, f.overlay)
 		if err != nil {
 			return "", err
 		}
@@ -294,7 +295,7 @@ func (f buildFlags) source(ctx context.Context, o *kiwi.Options) (told string, e
 	}
 	if f.lock != "" && !f.updateLock && recipe.top != "" {
 		// One that lies elsewhere is asked for when somebody builds again.
-		if checkout, err := kiwi.ReadCheckout(ctx, filepath.Dir(f.lock)); err == nil && checkout != nil && checkout.Top == recipe.top {
+		if checkout, err := source.ReadCheckout(ctx, filepath.Dir(f.lock)); err == nil && checkout != nil && checkout.Top == recipe.top {
 			if _, tracked := checkout.Tracked[filepath.Base(f.lock)]; tracked {
 				recipe.Lock = path.Join(checkout.Path, filepath.Base(f.lock))
 			}

@@ -11,8 +11,8 @@ import (
 	"github.com/org/attestable-image-action/internal/testenv"
 )
 
-// repository makes a repository with files, and returns its file: URL and its commit.
-func repository(t *testing.T, files map[string]string) (url, commit, dir string) {
+// makeRepository makes a repository with files, and returns its file: URL and its commit.
+func makeRepository(t *testing.T, files map[string]string) (url, commit, dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	for name, content := range files {
@@ -41,7 +41,7 @@ func call(t *testing.T, dir string, args ...string) string {
 }
 
 func TestFetch(t *testing.T) {
-	url, first, dir := repository(t, map[string]string{"image/config.xml": "<image/>"})
+	url, first, dir := makeRepository(t, map[string]string{"image/config.xml": "<image/>"})
 	if err := os.WriteFile(filepath.Join(dir, "later"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestHostile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	url, commit, _ := repository(t, map[string]string{
+	url, commit, _ := makeRepository(t, map[string]string{
 		".gitattributes": "* filter=evil\n", "file": "x",
 		".gitmodules": "[submodule \"sub\"]\n\tpath = sub\n\turl = ext::" + program + "\n",
 	})
@@ -99,7 +99,7 @@ func TestHostile(t *testing.T) {
 }
 
 func TestFetchRefuses(t *testing.T) {
-	url, commit, _ := repository(t, nil)
+	url, commit, _ := makeRepository(t, nil)
 	other := strings.Repeat("0", 39) + "1"
 	for _, tc := range []struct{ name, url, commit, want string }{
 		{"branch", url, "main", "this is no commit"},
@@ -111,7 +111,7 @@ func TestFetchRefuses(t *testing.T) {
 		{"option", "--upload-pack=x", commit, "and from nowhere else"},
 		{"relative", "file:a", commit, "and from nowhere else"},
 		{"no such commit", url, other, "git says"},
-		{"no such repository", "file:///nonexistent", commit, "git says"},
+		{"no such repository", "file:///nonexistent", commit, "there is no git repository at /nonexistent"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if err := Fetch(t.Context(), tc.url, tc.commit, filepath.Join(t.TempDir(), "source")); err == nil || !strings.Contains(err.Error(), tc.want) {

@@ -1,4 +1,4 @@
-package kiwi_test
+package source
 
 import (
 	"io/fs"
@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/org/attestable-image-action/internal/kiwi"
 	"github.com/org/attestable-image-action/internal/testenv"
 )
 
@@ -38,11 +37,11 @@ func TestReadCheckout(t *testing.T) {
 		}
 	}
 	t.Setenv("GIT_CEILING_DIRECTORIES", filepath.Dir(dir))
-	if checkout, err := kiwi.ReadCheckout(t.Context(), dir); err != nil || checkout != nil {
+	if checkout, err := ReadCheckout(t.Context(), dir); err != nil || checkout != nil {
 		t.Errorf("no work tree: %v (%v)", checkout, err)
 	}
 	git("init", "--quiet")
-	if checkout, err := kiwi.ReadCheckout(t.Context(), dir); err != nil || checkout != nil {
+	if checkout, err := ReadCheckout(t.Context(), dir); err != nil || checkout != nil {
 		t.Errorf("no commit: %v (%v)", checkout, err)
 	}
 	write(filepath.Join(dir, "image", "config.xml"), "x")
@@ -57,7 +56,7 @@ func TestReadCheckout(t *testing.T) {
 	git("add", ".")
 	git("commit", "--quiet", "-m", "x")
 	write(filepath.Join(dir, "image", "untracked"), "x")
-	checkout, err := kiwi.ReadCheckout(t.Context(), filepath.Join(dir, "image"))
+	checkout, err := ReadCheckout(t.Context(), filepath.Join(dir, "image"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +74,7 @@ func TestReadCheckout(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(filepath.Join(dir, ".git"), "gitdir: /nonexistent\n")
-	if checkout, err := kiwi.ReadCheckout(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "not a git repository: /nonexistent") {
+	if checkout, err := ReadCheckout(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "does not lead to a repository") {
 		t.Errorf("a broken work tree: %v (%v)", checkout, err)
 	}
 }

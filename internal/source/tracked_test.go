@@ -1,4 +1,4 @@
-package kiwi
+package source
 
 import (
 	"io/fs"
@@ -9,7 +9,7 @@ import (
 func FuzzParseTracked(f *testing.F) {
 	f.Add([]byte("100644 " + strings.Repeat("0", 40) + " 0\troot/etc/motd\x00120000 " + strings.Repeat("1", 40) + " 0\tlink\x00"))
 	f.Fuzz(func(t *testing.T, list []byte) {
-		tracked, err := parseTracked(list)
+		tracked, err := parseTracked(list, ".")
 		if err != nil {
 			return
 		}
