@@ -16,9 +16,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/org/attestable-image-action/internal/artifact"
 	"github.com/org/attestable-image-action/internal/gha"
 	"github.com/org/attestable-image-action/internal/kiwi"
 	"github.com/org/attestable-image-action/internal/source"
+	"github.com/org/attestable-image-action/internal/untrusted"
 )
 
 // builderTemplate is the template whose Dockerfile makes the builder for
@@ -145,7 +147,10 @@ func (a *app) options(f buildFlags) (kiwi.Options, error) {
 		if !info.IsDir() {
 			return o, usagef("read the KIWI description: %s is not a directory: give the directory that it lies in", f.description)
 		}
-		o.Source, o.Description = f.description, os.DirFS(f.description)
+		o.Source = f.description
+		if o.Description, err = untrusted.Dir(f.description); err != nil {
+			return o, fmt.Errorf("read the KIWI description: %w", err)
+		}
 	}
 	if o.Builder, err = fs.Sub(a.templates, builderTemplate); err != nil {
 		return o, err
@@ -205,13 +210,13 @@ func lockOptions(o *kiwi.Options, f buildFlags) error {
 	var err error
 	if f.lock != "" {
 		o.LockSource = f.lock
-		content, err = os.ReadFile(f.lock)
+		content, err = readLock(f.lock)
 		if errors.Is(err, fs.ErrNotExist) {
 			return usagef("read the lock %s: there is no such file: make it with --update-lock", f.lock)
 		}
 	} else {
 		o.LockSource = kiwi.LockName + " of " + o.Source
-		content, err = fs.ReadFile(o.Description, kiwi.LockName)
+		content, err = untrusted.ReadFile(o.Description, kiwi.LockName, kiwi.MaxLockBytes)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -225,6 +230,16 @@ func lockOptions(o *kiwi.Options, f buildFlags) error {
 	return nil
 }
 
+// readLock reads a lock, which may lie in somebody's checkout.
+func readLock(path string) ([]byte, error) {
+	dir, err := untrusted.Dir(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return untrusted.ReadFile(dir, filepath.Base(path), kiwi.MaxLockBytes)
+}
+
 // updateLock puts the packages that a build used into the lock, in place of those of
 // the same architecture.
 func updateLock(path string, used kiwi.Lock) error {
@@ -232,7 +247,7 @@ func updateLock(path string, used kiwi.Lock) error {
 		return fmt.Errorf("write the lock %s: this description's packages cannot be locked: only those of apt can", path)
 	}
 	lock := kiwi.Lock{}
-	content, err := os.ReadFile(path) //nolint:gosec // the caller's file
+	content, err := readLock(path)
 	if err == nil {
 		lock, err = kiwi.ParseLock(content)
 	} else if errors.Is(err, fs.ErrNotExist) {
@@ -242,7 +257,7 @@ func updateLock(path string, used kiwi.Lock) error {
 		return fmt.Errorf("read the lock %s: %w", path, err)
 	}
 	maps.Copy(lock, used)
-	if err := os.WriteFile(path, lock.Format(), 0o644); err != nil { //nolint:gosec // for everybody to read
+	if err := artifact.WriteFile(path, lock.Format()); err != nil { // in the place of a link, not through it
 		return fmt.Errorf("write the lock: %w", err)
 	}
 	return nil

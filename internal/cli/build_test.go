@@ -23,8 +23,8 @@ func TestBuildCommandLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	locked := t.TempDir()
-	lock := filepath.Join(locked, "packages.lock")
-	for path, content := range map[string]string{filepath.Join(locked, "config.xml"): `<image name="a"/>`, lock: "x86_64 bash\n"} {
+	lock, none := filepath.Join(locked, "packages.lock"), filepath.Join(locked, "none.lock")
+	for path, content := range map[string]string{filepath.Join(locked, "config.xml"): `<image name="a"/>`, lock: "x86_64 bash\n", none: ""} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -53,7 +53,8 @@ func TestBuildCommandLine(t *testing.T) {
 		{"no such lock", []string{"--template", "debian", "--lock", "/nonexistent", "--output", output}, 2, "there is no such file: make it with --update-lock"},
 		{"no lock", []string{"--template", "debian", "--lock", lock, "--output", output}, 2, "line 1: it does not name a package"},
 		{"lock of a description", []string{"--description", locked, "--output", output}, 2, "read the lock packages.lock of " + locked + ": line 1"},
-		{"lock of another architecture", []string{"--template", "debian", "--lock", "/dev/null", "--output", output}, 1, "/dev/null has no packages for an image for "},
+		{"lock of another architecture", []string{"--template", "debian", "--lock", none, "--output", output}, 1, none + " has no packages for an image for "},
+		{"lock that is a device", []string{"--template", "debian", "--lock", "/dev/null", "--output", output}, 2, "it is neither a file nor a directory"},
 		{"nowhere to write a lock", []string{"--template", "debian", "--update-lock", "--output", output}, 2, "name it with --lock"},
 		{"foreign output", []string{"--template", "debian", "--output", empty}, 1, "has files that no build made (file)"},
 	} {
@@ -87,6 +88,18 @@ func TestUpdateLock(t *testing.T) {
 	content, err := os.ReadFile(path)
 	if want := "aarch64 bash 5.2 arm64 " + sum + "\nx86_64 bash 5.3 amd64 " + sum + "\n"; err != nil || !strings.HasSuffix(string(content), "\n"+want) {
 		t.Errorf("the lock is %q (%v), want %q at its end", content, err, want)
+	}
+	outside := filepath.Join(t.TempDir(), "authorized_keys")
+	if err := os.WriteFile(outside, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hostile := filepath.Join(t.TempDir(), "packages.lock")
+	if err := os.Symlink(outside, hostile); err != nil {
+		t.Fatal(err)
+	}
+	_ = updateLock(hostile, used)
+	if content, err := os.ReadFile(outside); err != nil || len(content) > 0 {
+		t.Errorf("through a link, %q was written (%v)", content, err)
 	}
 	if err := updateLock(path, nil); err == nil || !strings.Contains(err.Error(), "cannot be locked") {
 		t.Errorf("with unknown packages: %v", err)

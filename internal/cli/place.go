@@ -16,6 +16,7 @@ import (
 	"github.com/org/attestable-image-action/internal/gha"
 	"github.com/org/attestable-image-action/internal/kiwi"
 	"github.com/org/attestable-image-action/internal/lazyregexp"
+	"github.com/org/attestable-image-action/internal/untrusted"
 )
 
 // imageSource is what a user's image is built from, as far as it is the user's own: an
@@ -29,8 +30,10 @@ type imageSource struct {
 func newImageSource(description, overlay string) imageSource {
 	s := imageSource{description: description, overlay: overlay}
 	if description != "" {
-		if places, err := kiwi.ReadPlaces(os.DirFS(description)); err == nil {
-			s.places = places
+		if tree, err := untrusted.Dir(description); err == nil {
+			if places, err := kiwi.ReadPlaces(tree); err == nil {
+				s.places = places
+			}
 		}
 	}
 	return s
@@ -94,19 +97,15 @@ func (s imageSource) file(d *disk.Disk, f audit.Finding) (gha.Place, bool) {
 	if !fs.ValidPath(f.Path) || strings.Contains(f.Path, "#") {
 		return gha.Place{}, false
 	}
-	own := ""
-	if s.overlay != "" {
-		name := filepath.Join(s.overlay, filepath.FromSlash(f.Path))
-		if info, err := os.Lstat(name); err == nil && info.Mode().IsRegular() {
-			own = name
-		}
-	}
-	if own == "" && s.places != nil {
+	dir, name := "", f.Path // of the user's own file
+	if s.overlay != "" && hasFile(s.overlay, name) {
+		dir = s.overlay
+	} else if s.places != nil {
 		if at, ok := s.places.RootFile(f.Path); ok {
-			own = filepath.Join(s.description, filepath.FromSlash(at.File))
+			dir, name = s.description, at.File
 		}
 	}
-	if own == "" {
+	if dir == "" {
 		return gha.Place{}, false
 	}
 	content, err := rootFile(d, f.Partition, f.Path)
@@ -114,10 +113,24 @@ func (s imageSource) file(d *disk.Disk, f audit.Finding) (gha.Place, bool) {
 		return gha.Place{}, false // of another partition, such as the EFI system partition
 	}
 	line := 0
-	if text, err := readBounded(own, maxPlacedFile); err == nil && bytes.Equal(text, content) {
-		line = f.Line
+	if tree, err := untrusted.Dir(dir); err == nil {
+		defer tree.Close()
+		if text, err := untrusted.ReadFile(tree, name, maxPlacedFile); err == nil && bytes.Equal(text, content) {
+			line = f.Line
+		}
 	}
-	return inRepository(own, line), true
+	return inRepository(filepath.Join(dir, filepath.FromSlash(name)), line), true
+}
+
+// hasFile reports whether a directory has a regular file of that name.
+func hasFile(dir, name string) bool {
+	tree, err := untrusted.Dir(dir)
+	if err != nil {
+		return false
+	}
+	defer tree.Close()
+	info, err := tree.Lstat(name)
+	return err == nil && info.Mode().IsRegular()
 }
 
 // maxPlacedFile bounds a file in which a line is counted, in bytes.
@@ -159,7 +172,12 @@ func (s imageSource) errorPlace(err error) gha.Place {
 		}
 		return inRepository(name, 0)
 	}
-	at, ok := kiwi.PlaceOfError(os.DirFS(s.description), err)
+	tree, treeErr := untrusted.Dir(s.description)
+	if treeErr != nil {
+		return gha.Place{}
+	}
+	defer tree.Close()
+	at, ok := kiwi.PlaceOfError(tree, err)
 	if !ok {
 		return gha.Place{}
 	}

@@ -218,6 +218,7 @@ func (a *app) rebuildOptions(ctx context.Context, f rebuildFlags, attested *meas
 	if err := checkSource(o, inputs); err != nil {
 		return o, err
 	}
+	o.DescriptionSHA256 = inputs.DescriptionSHA256 // also of what is built from in the end
 	if inputs.PackagesLocked && o.Lock == nil {
 		return o, usagef("the disk was built with a lock of its packages, and the source has none: give packages.lock of that build with --lock")
 	}

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/org/attestable-image-action/internal/lazyregexp"
+	"github.com/org/attestable-image-action/internal/untrusted"
 )
 
 const (
@@ -29,6 +30,8 @@ const (
 	downloadTimeout = 2 * time.Minute
 	maxSourceBytes  = 64 << 20 // of KIWI's source; 10.3.9 is 1.2 MB
 	maxIndexBytes   = 8 << 20
+	maxContextFiles = 10_000 // of builder/
+	maxContextBytes = 1 << 30
 	defaultMirror   = "http://deb.debian.org/debian"
 	defaultSuite    = "trixie"
 )
@@ -116,7 +119,15 @@ func (b *builder) run(cmd *exec.Cmd) error {
 func (b *builder) stage(dir string) (string, error) {
 	hash := sha256.New()
 	fmt.Fprintf(hash, "%s\n%s\n", runtime.GOARCH, b.mirror)
+	count, size := 0, 0
 	add := func(name string, content []byte) error {
+		count, size = count+1, size+len(content)
+		switch {
+		case strings.Contains(name, "\n"): // the sum would be ambiguous
+			return fmt.Errorf("the name %q has a line break", name)
+		case count > maxContextFiles || size > maxContextBytes:
+			return fmt.Errorf("builder/ has more than %d files, or more than %d MiB", maxContextFiles, maxContextBytes>>20)
+		}
 		fmt.Fprintf(hash, "%s %d\n", name, len(content))
 		hash.Write(content)
 		target := filepath.Join(dir, filepath.FromSlash(name))
@@ -125,12 +136,15 @@ func (b *builder) stage(dir string) (string, error) {
 		}
 		return os.WriteFile(target, content, 0o644) //nolint:gosec // the engine reads it
 	}
-	dockerfile, err := readBounded(b.files, "Dockerfile", maxConfigBytes)
+	dockerfile, err := untrusted.ReadFile(b.files, "Dockerfile", maxConfigBytes)
 	if err != nil {
 		return "", err
 	}
 	if err := add("Dockerfile", dockerfile); err != nil {
 		return "", err
+	}
+	if info, err := fs.Lstat(b.files, "builder"); err == nil && !info.IsDir() {
+		return "", errors.New("builder is not a directory: a link would put files of this machine into the container image")
 	}
 	err = fs.WalkDir(b.files, "builder", func(name string, entry fs.DirEntry, err error) error {
 		switch {
@@ -139,9 +153,9 @@ func (b *builder) stage(dir string) (string, error) {
 		case err != nil || entry.IsDir():
 			return err
 		case !entry.Type().IsRegular():
-			return nil
+			return fmt.Errorf("%s is neither a file nor a directory: what a Dockerfile copies has to be in builder/ itself", name)
 		}
-		content, err := readBounded(b.files, name, maxSourceBytes)
+		content, err := untrusted.ReadFile(b.files, name, maxSourceBytes)
 		if err != nil {
 			return err
 		}
@@ -253,7 +267,7 @@ func (b *builder) download(ctx context.Context, name, sum string) ([]byte, error
 	cached := ""
 	if b.cache != "" {
 		cached = filepath.Join(b.cache, name)
-		if content, err := readBounded(os.DirFS(b.cache), name, maxSourceBytes); err == nil && sumOf(content) == sum {
+		if content, err := readCached(b.cache, name); err == nil && sumOf(content) == sum {
 			return content, nil
 		}
 	}
@@ -292,6 +306,16 @@ func (b *builder) download(ctx context.Context, name, sum string) ([]byte, error
 		}
 	}
 	return content, nil
+}
+
+// readCached reads a file of the cache.
+func readCached(dir, name string) ([]byte, error) {
+	cache, err := untrusted.Dir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer cache.Close()
+	return untrusted.ReadFile(cache, name, maxSourceBytes)
 }
 
 // resolve returns the address that a reference on a page means.

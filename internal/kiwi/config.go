@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/org/attestable-image-action/internal/lazyregexp"
+	"github.com/org/attestable-image-action/internal/untrusted"
 )
 
 var (
@@ -147,7 +148,7 @@ func (o *Options) outline() (*outline, error) {
 	if err != nil {
 		return nil, err
 	}
-	config, err := readBounded(o.Description, name, maxConfigBytes)
+	config, err := untrusted.ReadFile(o.Description, name, maxConfigBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/org/attestable-image-action/internal/untrusted"
 )
 
 // tools run inside the container: KIWI's call, the clean-up, what stands in for
@@ -157,10 +159,21 @@ func bind(source, target string, readOnly bool) string {
 	return mount
 }
 
+// read reads a file that the container left in its output. The container may have left
+// anything there under that name.
+func (c *container) read(name string, limit int64) ([]byte, error) {
+	output, err := untrusted.Dir(c.output)
+	if err != nil {
+		return nil, err
+	}
+	defer output.Close()
+	return untrusted.ReadFile(output, name, limit)
+}
+
 // used returns the packages that the image is made of, nil when the package manager
 // does not tell.
 func (c *container) used() ([]Package, error) {
-	content, err := readBounded(os.DirFS(c.output), "packages.used", maxLockBytes)
+	content, err := c.read("packages.used", MaxLockBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -8,9 +8,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
-	"path/filepath"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/untrusted"
 )
 
 // Bounds of a description or an overlay, so that a wrong directory ends with a
@@ -28,8 +28,12 @@ var errNoConfig = errors.New("it holds neither config.xml nor a file ending in .
 // config.xml, image/config.xml, or the first file ending in .kiwi.
 func configFile(description fs.FS) (string, error) {
 	for _, name := range []string{"config.xml", "image/config.xml"} {
-		if info, err := fs.Stat(description, name); err == nil && info.Mode().IsRegular() {
+		info, err := fs.Stat(description, name)
+		switch {
+		case err == nil && info.Mode().IsRegular():
 			return name, nil
+		case errors.Is(err, untrusted.ErrOutside):
+			return "", err
 		}
 	}
 	matches, err := fs.Glob(description, "*.kiwi")
@@ -75,14 +79,9 @@ func (m modes) of(name string, own fs.FileMode, start []byte) fs.FileMode {
 	return permissions(own)
 }
 
-// tree copies the content of a tree into the directory dir, over what is there:
-// regular files, directories and symbolic links.
-func (c *copier) tree(dir string, tree fs.FS, m modes) error {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
+// tree copies the content of a tree into a directory, over what is there: regular files,
+// directories and symbolic links. No link leads what is written out of the directory.
+func (c *copier) tree(root *os.Root, tree fs.FS, m modes) error {
 	return fs.WalkDir(tree, ".", func(name string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -175,21 +174,26 @@ func (o *Options) stage(dir string) ([]File, error) {
 	if err := makeDirectory(dir); err != nil {
 		return nil, err
 	}
+	staged, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer staged.Close()
 	var c copier
-	if err := c.tree(dir, o.Description, modes{scripts: o.Embedded, tracked: o.Tracked}); err != nil {
+	if err := c.tree(staged, o.Description, modes{scripts: o.Embedded, tracked: o.Tracked}); err != nil {
 		return nil, fmt.Errorf("copy the KIWI description %s: %w", o.Source, err)
 	}
 	if o.Service != nil {
-		if err := o.Service.stage(&c, dir); err != nil {
+		if err := o.Service.stage(&c, staged); err != nil {
 			return nil, err
 		}
 	}
 	if o.Overlay != "" {
-		if err := o.stageOverlay(&c, dir); err != nil {
+		if err := o.stageOverlay(&c, staged); err != nil {
 			return nil, err
 		}
 	}
-	config, err := readBounded(o.Description, name, maxConfigBytes)
+	config, err := untrusted.ReadFile(o.Description, name, maxConfigBytes)
 	if err != nil {
 		return nil, fmt.Errorf("read the KIWI description %s: %w", o.Source, err)
 	}
@@ -202,26 +206,31 @@ func (o *Options) stage(dir string) ([]File, error) {
 		return nil, fmt.Errorf("read %s of the KIWI description %s: %w", name, o.Source, err)
 	}
 	if !bytes.Equal(edited, config) {
-		target := filepath.Join(dir, filepath.FromSlash(name))
-		info, err := os.Stat(target)
-		if err != nil {
-			return nil, err
-		}
-		if err := os.Remove(target); err != nil { // a link of the user's must not be written through
-			return nil, err
-		}
-		if err := os.WriteFile(target, edited, 0o600); err != nil {
-			return nil, err
-		}
-		if err := os.Chmod(target, info.Mode()); err != nil { // whatever is replaced, it counts the same
-			return nil, err
+		if err := replace(staged, name, edited); err != nil {
+			return nil, fmt.Errorf("edit the copy of the KIWI description %s: %w", o.Source, err)
 		}
 	}
-	files, err := settle(dir, filepath.FromSlash(name), identity, o.Epoch)
+	files, err := settle(staged, name, identity, o.Epoch)
 	if err != nil {
 		return nil, fmt.Errorf("read the copy of the KIWI description %s: %w", o.Source, err)
 	}
 	return files, nil
+}
+
+// replace puts other content into a file, or in the place of a link to one. Whatever is
+// replaced, it counts the same: the permissions stay.
+func replace(root *os.Root, name string, content []byte) error {
+	info, err := root.Stat(name)
+	if err != nil {
+		return err
+	}
+	if err := root.Remove(name); err != nil {
+		return err
+	}
+	if err := root.WriteFile(name, content, 0o600); err != nil {
+		return err
+	}
+	return root.Chmod(name, permissions(info.Mode()))
 }
 
 // makeDirectory makes a directory that everybody may read, whatever the umask is.
@@ -234,57 +243,43 @@ func makeDirectory(path string) error {
 
 // stageOverlay copies the overlay into root/ of the staged description, which
 // KIWI copies into the image's root.
-func (o *Options) stageOverlay(c *copier, dir string) error {
-	info, err := os.Stat(o.Overlay)
-	switch {
-	case err != nil:
+func (o *Options) stageOverlay(c *copier, staged *os.Root) error {
+	overlay, err := untrusted.Dir(o.Overlay)
+	if err != nil {
 		return fmt.Errorf("read the overlay: %w", err)
-	case !info.IsDir():
-		return fmt.Errorf("read the overlay: %s is not a directory", o.Overlay)
 	}
-	target, err := overlayTarget(dir)
+	defer overlay.Close()
+	target, err := overlayTarget(staged)
 	if err != nil {
 		return err
 	}
-	if err := c.tree(target, os.DirFS(o.Overlay), modes{tracked: o.OverlayTracked}); err != nil {
+	defer target.Close()
+	if err := c.tree(target, overlay, modes{tracked: o.OverlayTracked}); err != nil {
 		return fmt.Errorf("copy the overlay %s: %w", o.Overlay, err)
 	}
 	return nil
 }
 
-// overlayTarget makes root/ of a staged description where there is none, and returns
-// its path.
-func overlayTarget(dir string) (string, error) {
-	target := filepath.Join(dir, "root")
-	err := makeDirectory(target)
+// overlayTarget opens root/ of a staged description, and makes it where there is none.
+func overlayTarget(staged *os.Root) (*os.Root, error) {
+	err := staged.Mkdir("root", 0o755)
 	switch {
 	case errors.Is(err, fs.ErrExist):
+		if info, err := staged.Lstat("root"); err != nil || !info.IsDir() {
+			return nil, errors.New("root of the description is a symbolic link or a file, and files are to be put into it: make it a directory")
+		}
 	case err != nil:
-		return "", err
+		return nil, err
 	default:
 		// KIWI would no longer unpack this, now that there is a directory.
-		if _, err := os.Lstat(filepath.Join(dir, "root.tar.gz")); err == nil {
-			return "", errors.New("the description has its files in root.tar.gz, which KIWI does not join with an overlay: unpack it into root/")
+		if _, err := staged.Lstat("root.tar.gz"); err == nil {
+			return nil, errors.New("the description has its files in root.tar.gz, which KIWI does not join with an overlay: unpack it into root/")
+		}
+		if err := staged.Chmod("root", 0o755); err != nil { // whatever the umask is
+			return nil, err
 		}
 	}
-	return target, nil
-}
-
-// readBounded reads a file of at most limit bytes.
-func readBounded(tree fs.FS, name string, limit int64) ([]byte, error) {
-	file, err := tree.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	content, err := io.ReadAll(io.LimitReader(file, limit+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case int64(len(content)) > limit:
-		return nil, fmt.Errorf("%s is larger than %d bytes", path.Base(name), limit)
-	}
-	return content, nil
+	return staged.OpenRoot("root")
 }
 
 // Templates lists the templates in a folder of them, in order.

@@ -95,7 +95,8 @@ func (e *engine) network() []string {
 func (e *engine) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, e.program, args...) //nolint:gosec // the engine is the program to run
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Env = append(os.Environ(), "DOCKER_CLI_HINTS=false")
+	// docker's builder would ask git about the directory that it is given.
+	cmd.Env = append(os.Environ(), "DOCKER_CLI_HINTS=false", "BUILDX_GIT_INFO=false", "BUILDX_GIT_LABELS=false")
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
 }

@@ -32,6 +32,10 @@ type Options struct {
 	Lock       Lock
 	LockSource string
 
+	// DescriptionSHA256 is what the description has to be, as DigestFiles gives it; ""
+	// for any. Nothing of another one runs.
+	DescriptionSHA256 string
+
 	// Recipe is what the result says of how to build it again, nil when that is not
 	// known.
 	Recipe *Recipe
@@ -116,6 +120,9 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	digest := DigestFiles(files)
+	if o.DescriptionSHA256 != "" && digest != o.DescriptionSHA256 {
+		return nil, fmt.Errorf("build %s: it changed while it was compared with what was attested: its SHA-256 is %s now, and not %s", o.Source, digest, o.DescriptionSHA256)
+	}
 	snapshot, err := fromSnapshot(description)
 	if err != nil {
 		return nil, err
@@ -203,7 +210,7 @@ func (o *Options) run(ctx context.Context, c *container, output *outputDir) (*Re
 	if used != nil {
 		result.Used = Lock{Architecture(): used}
 	}
-	content, err := readBounded(os.DirFS(filepath.Join(c.output, "build")), "kiwi.result.json", maxResultBytes)
+	content, err := c.read("build/kiwi.result.json", maxResultBytes)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read KIWI's result file: %w", err), c.clean())
 	}
@@ -221,7 +228,7 @@ func (o *Options) run(ctx context.Context, c *container, output *outputDir) (*Re
 			continue // KIWI lists some files that it did not write
 		}
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(fmt.Errorf("build %s: %w", o.Source, err), c.clean())
 		}
 		switch key {
 		case "disk_image":
@@ -230,12 +237,14 @@ func (o *Options) run(ctx context.Context, c *container, output *outputDir) (*Re
 			result.Packages = path
 		}
 	}
-	info, err := os.Stat(result.Disk)
-	if err != nil {
+	info, err := output.root.Lstat(disk)
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("read the disk that KIWI made: %w", err)
-	}
-	if !info.Mode().IsRegular() || info.Size() == 0 {
+	case !info.Mode().IsRegular() || info.Size() == 0:
 		return nil, fmt.Errorf("read the disk that KIWI made: %s is empty", result.Disk)
+	case info.Size() > maxDiskBytes:
+		return nil, fmt.Errorf("read the disk that KIWI made: %s is larger than %d TiB, and no volume of EBS is", result.Disk, maxDiskBytes>>40)
 	}
 	return result, nil
 }
@@ -304,6 +313,7 @@ func (o *Options) mirror(outline *outline) string {
 // holds a scratch directory.
 type outputDir struct {
 	path    string
+	root    *os.Root // at path
 	scratch string
 	lock    *os.File
 	made    []string // names of what a build keeps here
@@ -315,6 +325,9 @@ const manifestName = ".attestable-image-build"
 
 const maxManifestBytes = 64 << 10
 
+// maxDiskBytes bounds a disk: the largest volume of EBS.
+const maxDiskBytes = 64 << 40
+
 // openOutput makes the output directory, or empties that of an earlier build.
 func openOutput(path string) (*outputDir, error) {
 	path, err := filepath.Abs(path)
@@ -324,62 +337,87 @@ func openOutput(path string) (*outputDir, error) {
 	if err := os.MkdirAll(path, 0o755); err != nil { //nolint:gosec // results are for everybody to read
 		return nil, fmt.Errorf("make the output directory: %w", err)
 	}
-	lock, err := os.Open(path) //nolint:gosec // the caller's directory
+	root, err := os.OpenRoot(path)
 	if err != nil {
 		return nil, fmt.Errorf("open the output directory: %w", err)
 	}
-	d := &outputDir{path: path, lock: lock}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
-		_ = lock.Close()
-		return nil, fmt.Errorf("lock the output directory %s: another build is using it (%w)", path, err)
-	}
-	if err := d.empty(); err != nil {
-		_ = lock.Close()
+	d := &outputDir{path: path, root: root}
+	fail := func(err error) (*outputDir, error) {
+		d.close()
 		return nil, err
 	}
-	d.scratch, err = os.MkdirTemp(path, ".build-")
-	if err != nil {
-		_ = lock.Close()
-		return nil, fmt.Errorf("make a directory in the output directory: %w", err)
+	if d.lock, err = root.Open("."); err != nil {
+		return fail(fmt.Errorf("open the output directory: %w", err))
+	}
+	if err := syscall.Flock(int(d.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
+		return fail(fmt.Errorf("lock the output directory %s: another build is using it (%w)", path, err))
+	}
+	if err := d.empty(); err != nil {
+		return fail(err)
+	}
+	if d.scratch, err = os.MkdirTemp(path, ".build-"); err != nil {
+		return fail(fmt.Errorf("make a directory in the output directory: %w", err))
 	}
 	d.made = []string{filepath.Base(d.scratch)}
 	if err := d.writeManifest(); err != nil {
-		d.close()
-		return nil, err
+		return fail(err)
 	}
 	return d, nil
 }
 
-// keep moves a result into the output directory.
+// keep moves a result from a path below the output directory into it. The container made
+// it, and may have made anything: what is no file, or lies behind a link, is refused, and
+// nobody gets a program that runs with the rights of its owner.
 func (d *outputDir) keep(from, name string) (string, error) {
-	to := filepath.Join(d.path, name)
-	if info, err := os.Lstat(from); err != nil {
-		return "", err
+	fail := func(err error) (string, error) { return "", fmt.Errorf("keep KIWI's result %s: %w", name, err) }
+	rel, err := filepath.Rel(d.path, from)
+	if err != nil {
+		return fail(err)
+	}
+	for dir := filepath.Dir(rel); dir != "."; dir = filepath.Dir(dir) {
+		if info, err := d.root.Lstat(dir); err != nil {
+			return fail(err)
+		} else if !info.IsDir() {
+			return fail(fmt.Errorf("%s is not a directory", filepath.Base(dir)))
+		}
+	}
+	if info, err := d.root.Lstat(rel); err != nil {
+		return fail(err)
 	} else if !info.Mode().IsRegular() {
-		return "", fmt.Errorf("KIWI's result %s is not a file", from)
+		return fail(errors.New("it is not a file"))
+	}
+	if err := d.root.Chmod(rel, 0o644); err != nil {
+		return fail(err)
 	}
 	d.made = append(d.made, name)
 	if err := d.writeManifest(); err != nil {
 		return "", err
 	}
-	return to, os.Rename(from, to)
+	if err := d.root.Rename(rel, name); err != nil {
+		return fail(err)
+	}
+	// The container is gone, unless it could not be removed.
+	if info, err := d.root.Lstat(name); err != nil || !info.Mode().IsRegular() {
+		return fail(errors.Join(errors.New("it is not a file any more"), d.root.RemoveAll(name)))
+	}
+	return filepath.Join(d.path, name), nil
 }
 
 // write writes a result into the output directory.
 func (d *outputDir) write(name string, content []byte) (string, error) {
-	path := filepath.Join(d.path, name)
 	d.made = append(d.made, name)
 	if err := d.writeManifest(); err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(path, content, 0o644); err != nil { //nolint:gosec // nothing secret
+	if err := d.root.WriteFile(name, content, 0o644); err != nil { // nothing secret
 		return "", fmt.Errorf("write into the output directory: %w", err)
 	}
-	return path, nil
+	return filepath.Join(d.path, name), nil
 }
 
 // close removes the scratch directory and gives the output directory free.
 func (d *outputDir) close() {
 	_ = os.RemoveAll(d.scratch) // what is left in it is named in the manifest
+	_ = d.root.Close()
 	_ = d.lock.Close()
 }

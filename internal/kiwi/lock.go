@@ -17,7 +17,7 @@ const LockName = "packages.lock"
 
 // Bounds of a lock, in bytes and packages.
 const (
-	maxLockBytes    = 16 << 20
+	MaxLockBytes    = 16 << 20
 	maxLockPackages = 100_000
 )
 
@@ -44,7 +44,8 @@ var (
 	architecture = lazyregexp.New(`^[a-z0-9_-]{1,32}$`)
 )
 
-// parsePackage reads "NAME VERSION ARCHITECTURE SHA256".
+// parsePackage reads "NAME VERSION ARCHITECTURE SHA256". An error does not repeat it: what
+// is given as a lock may be any file.
 func parsePackage(fields []string) (Package, error) {
 	if len(fields) != 4 {
 		return Package{}, errors.New("it does not name a package, its version, its architecture and its SHA-256")
@@ -52,22 +53,22 @@ func parsePackage(fields []string) (Package, error) {
 	p := Package{fields[0], fields[1], fields[2], fields[3]}
 	switch {
 	case !lockWord().MatchString(p.Name):
-		return Package{}, fmt.Errorf("%q is no name of a package", p.Name)
+		return Package{}, errors.New("its first word is no name of a package")
 	case !lockWord().MatchString(p.Version):
-		return Package{}, fmt.Errorf("%q is no version of a package", p.Version)
+		return Package{}, errors.New("it has no version of a package")
 	case !architecture().MatchString(p.Architecture):
-		return Package{}, fmt.Errorf("%q is no architecture", p.Architecture)
+		return Package{}, errors.New("it has no architecture of a package")
 	}
 	if sum, err := hex.DecodeString(p.SHA256); err != nil || len(sum) != 32 || strings.ToLower(p.SHA256) != p.SHA256 {
-		return Package{}, fmt.Errorf("%q is no SHA-256 in lower-case hex", p.SHA256)
+		return Package{}, errors.New("it has no SHA-256 in lower-case hex")
 	}
 	return p, nil
 }
 
 // ParseLock reads a lock. Lines that begin with # are comments.
 func ParseLock(content []byte) (Lock, error) {
-	if len(content) > maxLockBytes {
-		return nil, fmt.Errorf("it is larger than %d bytes", maxLockBytes)
+	if len(content) > MaxLockBytes {
+		return nil, fmt.Errorf("it is larger than %d bytes", MaxLockBytes)
 	}
 	lock := Lock{}
 	number, count := 0, 0
@@ -83,7 +84,7 @@ func ParseLock(content []byte) (Lock, error) {
 		fields := strings.Fields(text)
 		p, err := parsePackage(fields[1:])
 		if err == nil && !architecture().MatchString(fields[0]) {
-			err = fmt.Errorf("%q is no architecture", fields[0])
+			err = errors.New("it begins with no architecture")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("line %d: %w", number, err)
@@ -99,10 +100,12 @@ func ParseLock(content []byte) (Lock, error) {
 // parseUsed reads the packages that a build wrote down.
 func parseUsed(content []byte) ([]Package, error) {
 	var packages []Package
+	number := 0
 	for line := range bytes.Lines(content) {
+		number++
 		p, err := parsePackage(strings.Fields(string(line)))
 		if err != nil {
-			return nil, fmt.Errorf("%q: %w", bytes.TrimSpace(line), err)
+			return nil, fmt.Errorf("line %d: %w", number, err)
 		}
 		packages = append(packages, p)
 		if len(packages) > maxLockPackages {

@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/untrusted"
 )
 
 // empty removes what an earlier build left in the output directory. It refuses a
@@ -20,7 +21,7 @@ func (d *outputDir) empty() error {
 	if len(entries) == 0 {
 		return nil
 	}
-	content, err := readBounded(os.DirFS(d.path), manifestName, maxManifestBytes)
+	content, err := readManifest(d.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read the output directory: %w", err)
 	}
@@ -35,20 +36,29 @@ func (d *outputDir) empty() error {
 		if entry.Name() == manifestName {
 			continue // last, so that an interruption leaves the list
 		}
-		if err := os.RemoveAll(filepath.Join(d.path, entry.Name())); err != nil {
+		if err := d.root.RemoveAll(entry.Name()); err != nil {
 			return fmt.Errorf("remove an earlier build from the output directory: %w", err)
 		}
 	}
-	if err := os.Remove(filepath.Join(d.path, manifestName)); err != nil {
+	if err := d.root.Remove(manifestName); err != nil {
 		return fmt.Errorf("remove an earlier build from the output directory: %w", err)
 	}
 	return nil
 }
 
+func readManifest(dir string) ([]byte, error) {
+	tree, err := untrusted.Dir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer tree.Close()
+	return untrusted.ReadFile(tree, manifestName, maxManifestBytes)
+}
+
 // writeManifest lists what the build made so far.
 func (d *outputDir) writeManifest() error {
 	content := strings.Join(d.made, "\n") + "\n"
-	if err := os.WriteFile(filepath.Join(d.path, manifestName), []byte(content), 0o644); err != nil { //nolint:gosec // nothing secret
+	if err := d.root.WriteFile(manifestName, []byte(content), 0o644); err != nil { // nothing secret
 		return fmt.Errorf("write into the output directory: %w", err)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/org/attestable-image-action/internal/lazyregexp"
+	"github.com/org/attestable-image-action/internal/untrusted"
 )
 
 // Place is where something stands in a description.
@@ -50,7 +51,7 @@ func ReadPlaces(description fs.FS) (*Places, error) {
 	if err != nil {
 		return nil, err
 	}
-	config, err := readBounded(description, name, maxConfigBytes)
+	config, err := untrusted.ReadFile(description, name, maxConfigBytes)
 	if err != nil {
 		return nil, err
 	}

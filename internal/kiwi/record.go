@@ -4,10 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"os"
 	"strings"
 
+	"github.com/org/attestable-image-action/internal/lazyregexp"
 	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
@@ -74,12 +75,14 @@ func (c *container) describe(ctx context.Context) (*Builder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask %s about the builder image %s: %w", c.engine.name, c.image, err)
 	}
-	output := os.DirFS(c.output)
-	version, err := readBounded(output, "builder.kiwi", maxBuilderBytes)
+	content, err := c.read("builder.kiwi", maxBuilderBytes)
+	if err == nil {
+		b.KIWI, err = kiwiVersion(string(content))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the builder's version of KIWI: %w", err)
 	}
-	list, err := readBounded(output, "builder.packages", maxBuilderBytes)
+	list, err := c.read("builder.packages", maxBuilderBytes)
 	if err != nil {
 		return nil, fmt.Errorf("read the builder's packages: %w", err)
 	}
@@ -87,7 +90,7 @@ func (c *container) describe(ctx context.Context) (*Builder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the builder's packages: %w", err)
 	}
-	b.KIWI, b.PackagesSHA256, b.Packages = kiwiVersion(string(version)), sumOf(list), packages
+	b.PackagesSHA256, b.Packages = sumOf(list), packages
 	return b, nil
 }
 
@@ -109,6 +112,9 @@ func identifyImage(answer, name string) (*Builder, error) {
 		return nil, fmt.Errorf("the answer has %d images", len(images))
 	}
 	b := &Builder{Image: name, Base: images[0].Config.Labels[baseLabel]}
+	if b.Base != "" && !imageName().MatchString(b.Base) {
+		return nil, fmt.Errorf("the image's label %s names no image", baseLabel)
+	}
 	if _, digest, ok := strings.Cut(name, "@"); ok {
 		b.Digest = digest
 		return b, nil
@@ -127,13 +133,25 @@ func identifyImage(answer, name string) (*Builder, error) {
 	return b, nil
 }
 
-// parseBuilderPackages reads lines "NAME VERSION ARCHITECTURE".
+var (
+	// What names of images are made of, see the grammar of a reference in
+	// github.com/distribution/reference.
+	imageName = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,511}$`)
+	// rpm has keys among its packages, whose architecture is "(none)".
+	builderArchitecture = lazyregexp.New(`^(\(none\)|[A-Za-z0-9_-]{1,32})$`)
+	versionOfKIWI       = lazyregexp.New(`^[0-9]{1,9}(\.[0-9A-Za-z]{1,32}){1,5}$`)
+)
+
+// parseBuilderPackages reads lines "NAME VERSION ARCHITECTURE". An error does not repeat
+// them: they are no more than what the container says.
 func parseBuilderPackages(list []byte) ([]BuilderPackage, error) {
 	packages := []BuilderPackage{}
+	number := 0
 	for line := range bytes.Lines(list) {
+		number++
 		fields := strings.Fields(string(line))
-		if len(fields) != 3 {
-			return nil, fmt.Errorf("%q does not name a package, its version and its architecture", bytes.TrimSpace(line))
+		if len(fields) != 3 || !lockWord().MatchString(fields[0]) || !lockWord().MatchString(fields[1]) || !builderArchitecture().MatchString(fields[2]) {
+			return nil, fmt.Errorf("line %d does not name a package, its version and its architecture", number)
 		}
 		if len(packages) == maxBuilderPackages {
 			return nil, fmt.Errorf("there are more than %d", maxBuilderPackages)
@@ -145,12 +163,12 @@ func parseBuilderPackages(list []byte) ([]BuilderPackage, error) {
 
 // kiwiVersion takes the version out of what kiwi-ng --version prints, as in
 // "KIWI (next generation) version 10.3.9".
-func kiwiVersion(text string) string {
+func kiwiVersion(text string) (string, error) {
 	fields := strings.Fields(text)
-	if len(fields) == 0 {
-		return ""
+	if len(fields) == 0 || !versionOfKIWI().MatchString(fields[len(fields)-1]) {
+		return "", errors.New("kiwi-ng --version does not end with one")
 	}
-	return fields[len(fields)-1]
+	return fields[len(fields)-1], nil
 }
 
 // format writes builder.json.

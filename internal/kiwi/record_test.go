@@ -44,13 +44,24 @@ func TestBuilderPackages(t *testing.T) {
 	if err != nil || !slices.Equal(packages, want) {
 		t.Errorf("packages are %v (%v)", packages, err)
 	}
-	for _, list := range []string{"apt 3.0.4\n", "apt 3.0.4 amd64 more\n", strings.Repeat("a b c\n", maxBuilderPackages+1)} {
-		if _, err := parseBuilderPackages([]byte(list)); err == nil {
-			t.Errorf("%.20q is taken", list)
+	if keys, err := parseBuilderPackages([]byte("gpg-pubkey d832c631-6515c85e (none)\n")); err != nil || keys[0].Architecture != "(none)" {
+		t.Errorf("rpm's keys are %v (%v)", keys, err)
+	}
+	for _, list := range []string{
+		"apt 3.0.4\n", "apt 3.0.4 amd64 more\n", strings.Repeat("a b c\n", maxBuilderPackages+1),
+		"TOKEN=s3cret s3cret s3cret\n", "a\x00s3cret 1 amd64\n", "a 1 s3cret/\n", strings.Repeat("a", 256) + " 1 amd64\n",
+	} {
+		if _, err := parseBuilderPackages([]byte(list)); err == nil || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%.20q: %v", list, err)
 		}
 	}
-	if got := kiwiVersion("KIWI (next generation) version 10.3.9\n"); got != "10.3.9" {
-		t.Errorf("KIWI's version is %q", got)
+	if got, err := kiwiVersion("KIWI (next generation) version 10.3.9\n"); err != nil || got != "10.3.9" {
+		t.Errorf("KIWI's version is %q (%v)", got, err)
+	}
+	for _, text := range []string{"", "version s3cret", "version 10", "version 1.2.3\x00s3cret", "version " + strings.Repeat("1.", 9) + "1"} {
+		if got, err := kiwiVersion(text); err == nil || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("KIWI's version of %q is %q (%v)", text, got, err)
+		}
 	}
 	b := &Builder{Image: "a", Digest: "sha256:" + sumA, KIWI: "10.3.9", Packages: packages, Inputs: Inputs{SourceDateEpoch: 1764000000}}
 	var again Builder

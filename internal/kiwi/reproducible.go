@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/org/attestable-image-action/internal/lazyregexp"
+	"github.com/org/attestable-image-action/internal/untrusted"
 )
 
 // DefaultEpoch is the time of an image whose source has none: 2025-01-01T00:00:00Z
@@ -53,14 +54,10 @@ var notIdentity = map[string]bool{"Dockerfile": true, "builder": true, LockName:
 // settle gives everything in a staged description the time of the image, and returns
 // what the description is made of, in the order of the paths. config counts in place of
 // the content of the file called configName.
-func settle(dir, configName string, config []byte, epoch int64) ([]File, error) {
+func settle(staged *os.Root, configName string, config []byte, epoch int64) ([]File, error) {
 	var files []File
 	// WalkDir goes through the names of a directory in lexical order.
-	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		name, err := filepath.Rel(dir, path)
+	err := fs.WalkDir(staged.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -72,25 +69,24 @@ func settle(dir, configName string, config []byte, epoch int64) ([]File, error) 
 			content := io.Reader(nil)
 			if name == configName {
 				content = bytes.NewReader(config)
-				if info, err = os.Stat(path); err != nil { // it may be a link
+				if info, err = staged.Stat(name); err != nil { // it may be a link
 					return err
 				}
 			}
-			file, err := describeFile(path, name, info, content)
+			file, err := describeFile(staged, name, info, content)
 			if err != nil {
 				return err
 			}
 			files = append(files, file)
 		}
 		stamp := unix.NsecToTimespec(epoch * int64(time.Second))
-		return unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{stamp, stamp}, unix.AT_SYMLINK_NOFOLLOW)
+		return unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(staged.Name(), filepath.FromSlash(name)), []unix.Timespec{stamp, stamp}, unix.AT_SYMLINK_NOFOLLOW)
 	})
 	return files, err
 }
 
-// describeFile describes an entry of a staged description, which is at path and called
-// name.
-func describeFile(path, name string, info fs.FileInfo, content io.Reader) (File, error) {
+// describeFile describes an entry of a staged description.
+func describeFile(staged *os.Root, name string, info fs.FileInfo, content io.Reader) (File, error) {
 	mode := info.Mode()
 	bits := mode.Perm()
 	for bit, flag := range map[fs.FileMode]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
@@ -102,11 +98,11 @@ func describeFile(path, name string, info fs.FileInfo, content io.Reader) (File,
 	case mode.IsDir():
 		return File{Path: name, Kind: "directory", Mode: fmt.Sprintf("%o", bits)}, nil
 	case mode&fs.ModeSymlink != 0:
-		target, err := os.Readlink(path)
+		target, err := staged.Readlink(name)
 		return File{Path: name, Kind: "link", Target: target}, err
 	case mode.IsRegular():
 		if content == nil {
-			file, err := os.Open(path) //nolint:gosec // a path of the staged description
+			file, err := staged.Open(name)
 			if err != nil {
 				return File{}, err
 			}
@@ -145,12 +141,16 @@ var snapshotSource = lazyregexp.New(`<source\s[^>]*path\s*=\s*["'][^"']*/[0-9]{8
 // fromSnapshot reports whether a staged description takes packages from an archive
 // of snapshots, whose lists of packages say that they are out of date.
 func fromSnapshot(dir string) (bool, error) {
-	tree := os.DirFS(dir)
+	tree, err := untrusted.Dir(dir)
+	if err != nil {
+		return false, err
+	}
+	defer tree.Close()
 	name, err := configFile(tree)
 	if err != nil {
 		return false, err
 	}
-	config, err := readBounded(tree, name, maxConfigBytes+maxSources*4096)
+	config, err := untrusted.ReadFile(tree, name, maxConfigBytes+maxSources*4096)
 	if err != nil {
 		return false, fmt.Errorf("read the copy of the KIWI description: %w", err)
 	}

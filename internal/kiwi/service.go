@@ -49,22 +49,18 @@ func (s *Service) check() error {
 
 // stage puts the service into root/ of a staged description, and has systemd open
 // its socket at boot.
-func (s *Service) stage(c *copier, dir string) error {
+func (s *Service) stage(c *copier, staged *os.Root) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	target, err := overlayTarget(dir)
-	if err != nil {
-		return err
-	}
-	if err := c.tree(target, s.Files, modes{scripts: true}); err != nil {
-		return fmt.Errorf("copy the attestation service: %w", err)
-	}
-	root, err := os.OpenRoot(target)
+	root, err := overlayTarget(staged)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
+	if err := c.tree(root, s.Files, modes{scripts: true}); err != nil {
+		return fmt.Errorf("copy the attestation service: %w", err)
+	}
 	wants := serviceUnits + "/sockets.target.wants"
 	err = makeDirectories(root, filepath.Dir(serviceProgram))
 	if err == nil {

@@ -4,9 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/org/attestable-image-action/internal/untrusted"
 )
 
 // While it works KIWI holds an image's files three times in the output directory: as
@@ -22,10 +23,16 @@ const (
 // so that it does not end without a word of it after minutes.
 func (o *Options) checkSpace(output string) error {
 	var files uint64
-	for _, dir := range []fs.FS{o.Description, o.overlay()} {
-		if dir == nil {
-			continue
+	dirs := []fs.FS{o.Description}
+	if o.Overlay != "" {
+		overlay, err := untrusted.Dir(o.Overlay)
+		if err != nil {
+			return fmt.Errorf("read the overlay: %w", err)
 		}
+		defer overlay.Close()
+		dirs = append(dirs, overlay)
+	}
+	for _, dir := range dirs {
 		size, err := sizeOf(dir)
 		if err != nil {
 			return fmt.Errorf("add up what the image takes: %w", err)
@@ -37,14 +44,6 @@ func (o *Options) checkSpace(output string) error {
 		return fmt.Errorf("ask how much space %s has: %w", output, err)
 	}
 	return enough(output, baseSpace+copiesStage*files, volume.Bavail*uint64(volume.Bsize)) //nolint:gosec // a block size is positive
-}
-
-// overlay is the overlay's directory, nil when there is none.
-func (o *Options) overlay() fs.FS {
-	if o.Overlay == "" {
-		return nil
-	}
-	return os.DirFS(o.Overlay)
 }
 
 // enough compares the bytes that a build takes in a directory with those that are

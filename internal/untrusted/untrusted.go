@@ -26,6 +26,9 @@ const maxEntries = 1 << 20
 // regular file nor a directory.
 var ErrNotFile = errors.New("it is neither a file nor a directory")
 
+// ErrOutside is what opening ends with where a symbolic link leads out of the directory.
+var ErrOutside = errors.New("a symbolic link that leads out of its directory, or around in a circle")
+
 // Tree is a directory whose files may be opened. Its methods make it an fs.ReadLinkFS.
 type Tree struct{ root *os.Root }
 
@@ -126,7 +129,7 @@ func explain(t *Tree, name string, err error) error {
 	}
 	for at := name; at != "."; at = path.Dir(at) {
 		if info, statErr := t.root.Lstat(at); statErr == nil && info.Mode()&fs.ModeSymlink != 0 {
-			return &fs.PathError{Op: "open", Path: name, Err: fmt.Errorf("%s is a symbolic link that leads out of its directory, or around in a circle", at)}
+			return &fs.PathError{Op: "open", Path: name, Err: fmt.Errorf("%s is %w", at, ErrOutside)}
 		}
 	}
 	return err
