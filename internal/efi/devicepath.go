@@ -32,7 +32,7 @@ func HardDriveFile(number int, start, sectors uint64, guid GUID, path string) []
 	b = le.AppendUint64(b, start)
 	b = le.AppendUint64(b, sectors)
 	b = append(append(b, guid[:]...), 2, 2) // a GPT, identified by GUID
-	name := utf16Text(strings.ReplaceAll(path, "/", `\`))
+	name := UTF16Text(strings.ReplaceAll(path, "/", `\`))
 	b = le.AppendUint16(append(b, mediaDevicePath, filePathNode), uint16(devicePathHeader+len(name))) //nolint:gosec // a path is short
 	return append(append(b, name...), endDevicePath, endEntireNode, devicePathHeader, 0)
 }
@@ -44,12 +44,12 @@ func LoadOption(description string, devicePath, optional []byte) []byte {
 	const active = 1
 	le := binary.LittleEndian
 	b := le.AppendUint16(le.AppendUint32(nil, active), uint16(len(devicePath))) //nolint:gosec // a device path is short
-	b = append(b, utf16Text(description)...)
+	b = append(b, UTF16Text(description)...)
 	return append(append(b, devicePath...), optional...)
 }
 
-// utf16Text is a string as UEFI keeps it: UTF-16LE with a NUL.
-func utf16Text(s string) []byte {
+// UTF16Text is a string as UEFI keeps it: UTF-16LE with a NUL.
+func UTF16Text(s string) []byte {
 	var b []byte
 	for _, unit := range append(utf16.Encode([]rune(s)), 0) {
 		b = binary.LittleEndian.AppendUint16(b, unit)

@@ -10,7 +10,7 @@ import (
 // TestLoadOption compares with the bytes that a boot manager reads: the layout of
 // UEFI 2.10, sections 3.1.3 and 10.3.5.
 func TestLoadOption(t *testing.T) {
-	guid := mustGUID("00112233-4455-6677-8899-aabbccddeeff")
+	guid := MustGUID("00112233-4455-6677-8899-aabbccddeeff")
 	path := HardDriveFile(1, 2048, 409600, guid, "/a.efi")
 	want := "01000000" + "4000" + "640000" + "00" + // active, 64 bytes of path, "d"
 		"04012a00" + "01000000" + "0008000000000000" + "0040060000000000" + "33221100554477668899aabbccddeeff" + "0202" +

@@ -21,8 +21,8 @@ func (g GUID) String() string {
 		binary.LittleEndian.Uint16(g[6:]), g[8:10], g[10:])
 }
 
-// mustGUID reads the registry form of a constant.
-func mustGUID(s string) GUID {
+// MustGUID reads the registry form of a constant.
+func MustGUID(s string) GUID {
 	b, err := hex.DecodeString(strings.ReplaceAll(s, "-", ""))
 	if err != nil || len(b) != 16 {
 		panic("efi: malformed GUID " + s)
@@ -35,19 +35,19 @@ func mustGUID(s string) GUID {
 
 // Vendors of the variables of Secure Boot (UEFI 2.10, section 3.3 and 32.4.1).
 var (
-	GlobalVariable        = mustGUID("8be4df61-93ca-11d2-aa0d-00e098032b8c") // SecureBoot, PK, KEK
-	ImageSecurityDatabase = mustGUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f") // db, dbx
+	GlobalVariable        = MustGUID("8be4df61-93ca-11d2-aa0d-00e098032b8c") // SecureBoot, PK, KEK
+	ImageSecurityDatabase = MustGUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f") // db, dbx
 )
 
 // Types of signatures (UEFI 2.10, section 32.4.1).
 var (
-	CertX509       = mustGUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072") // DER certificate
-	CertSHA256     = mustGUID("c1c41626-504c-4092-aca9-41f936934328") // Authenticode digest
-	CertSHA384     = mustGUID("ff3e5307-9fd0-48c9-85f1-8ad56c701e01") // Authenticode digest
-	CertSHA512     = mustGUID("093e0fae-a6c4-4f50-9f1b-d41e2b89c19a") // Authenticode digest
-	CertX509SHA256 = mustGUID("3bd2a492-96c0-4079-b420-fcf98ef103ed") // digest of a TBSCertificate, and a time
-	CertX509SHA384 = mustGUID("7076876e-80c2-4ee6-aad2-28b349a6865b") // digest of a TBSCertificate, and a time
-	CertX509SHA512 = mustGUID("446dbf63-2502-4cda-bcfa-2465d2b0fe9d") // digest of a TBSCertificate, and a time
+	CertX509       = MustGUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072") // DER certificate
+	CertSHA256     = MustGUID("c1c41626-504c-4092-aca9-41f936934328") // Authenticode digest
+	CertSHA384     = MustGUID("ff3e5307-9fd0-48c9-85f1-8ad56c701e01") // Authenticode digest
+	CertSHA512     = MustGUID("093e0fae-a6c4-4f50-9f1b-d41e2b89c19a") // Authenticode digest
+	CertX509SHA256 = MustGUID("3bd2a492-96c0-4079-b420-fcf98ef103ed") // digest of a TBSCertificate, and a time
+	CertX509SHA384 = MustGUID("7076876e-80c2-4ee6-aad2-28b349a6865b") // digest of a TBSCertificate, and a time
+	CertX509SHA512 = MustGUID("446dbf63-2502-4cda-bcfa-2465d2b0fe9d") // digest of a TBSCertificate, and a time
 )
 
 // SignatureList is an EFI_SIGNATURE_LIST (UEFI 2.10, section 32.4.1).
@@ -98,7 +98,7 @@ func isSignedUpdate(b []byte) bool {
 	return len(b) >= header && le.Uint16(b[20:]) == 0x0200 && le.Uint16(b[22:]) == 0x0ef1 && GUID(b[24:header]) == certTypePKCS7
 }
 
-var certTypePKCS7 = mustGUID("4aafd29d-68df-49ee-8aa9-347d375665a7")
+var certTypePKCS7 = MustGUID("4aafd29d-68df-49ee-8aa9-347d375665a7")
 
 func parseSignatureList(b []byte) (SignatureList, int, error) {
 	le := binary.LittleEndian

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,8 +18,10 @@ import (
 
 // Options say what to boot and when to end.
 type Options struct {
-	// Disk is the path of a raw disk image. It is opened for reading only.
-	Disk string
+	// Disk is the path of a raw disk image. It is opened for reading only, unless it
+	// is Scratch: a copy that the guest may write to.
+	Disk    string
+	Scratch bool
 	// Arch is the guest's architecture, "x86_64" or "aarch64"; empty means
 	// x86_64.
 	Arch string
@@ -65,6 +68,17 @@ type Options struct {
 	Outbound bool
 	// Layers stand between the guest and its TPM; the first is next to the TPM.
 	Layers []Layer
+	// Arguments are given to QEMU behind this package's own.
+	Arguments []string
+	// UntilIdle lets the boot end when the guest has handed over and nothing happens
+	// in it any more; Until then ends nothing, and Result.Reached says whether it
+	// accepted a line. A kernel that panics or powers off is an end like any other.
+	UntilIdle bool
+	// Signs are looked for on the serial line and, at the end, in the guest's memory.
+	Signs []string
+	// Operate, when not nil, runs beside the guest and may do to it what its operator
+	// can. Its context is done when the boot ends.
+	Operate func(ctx context.Context, o *Operator) error
 }
 
 // Forward leads a TCP port of 127.0.0.1 to one of the guest.
@@ -89,6 +103,16 @@ type Result struct {
 	AtEnd      PCRs
 	// SerialLog is the path of the log of the serial line.
 	SerialLog string
+	// Reached says that Options.Until accepted a line.
+	Reached bool
+	// Ended says why a boot with UntilIdle came to another end: the kernel's last
+	// words when it Panicked, or that the guest powered itself off; empty when it was
+	// idle.
+	Ended    string
+	Panicked bool
+	// Signs are those of Options.Signs that were found, and where: OnSerialLine or
+	// InMemory.
+	Signs map[string]string
 	// Firmware and Accel are what was used.
 	Firmware Firmware
 	Accel    string
@@ -182,6 +206,12 @@ type machine struct {
 	rec     *recorder
 	proxied chan error
 	began   time.Time
+	reached bool
+	ending  string // Result.Ended
+	// panicked is Result.Panicked.
+	panicked bool
+	// operator is what Options.Operate is given, nil without it.
+	operator *Operator
 
 	// What the recorder found while the guest waited at the hand-over.
 	handedOver chan struct{}
@@ -269,8 +299,16 @@ func newMachine(ctx context.Context, o *Options) (_ *machine, err error) {
 
 	cmd = exec.Command(qemu, arguments(o, disk, cpu)...)
 	cmd.Stdout = m.serial
-	cmd.ExtraFiles = []*os.File{m.memory, vars, qemuEnd} // in the order of memoryFD, varsFD, tpmFD
-	cmd.Env = append(os.Environ(), "TMPDIR="+m.dir)      // where QEMU puts what is written to the disk
+	cmd.ExtraFiles = []*os.File{m.memory, vars, qemuEnd} // in the order of memoryFD, varsFD, tpmFD, monitorFD
+	if o.Operate != nil {
+		monitorEnd, err := m.newOperator(cmd)
+		if err != nil {
+			return m, err
+		}
+		defer monitorEnd.Close()
+		cmd.ExtraFiles = append(cmd.ExtraFiles, monitorEnd)
+	}
+	cmd.Env = append(os.Environ(), "TMPDIR="+m.dir) // where QEMU puts what is written to the disk
 	m.began = time.Now()
 	m.qemu, err = start(cmd)
 	return m, err
@@ -341,8 +379,12 @@ func checkReplay(extends []Extend, read PCRs) error {
 
 // run waits for the end of the boot and collects what it recorded.
 func (m *machine) run(ctx context.Context) (*Result, error) {
-	why := m.wait(ctx)
-	result := &Result{SerialLog: m.log.Name(), Firmware: m.o.Firmware, Accel: m.o.Accel, Duration: time.Since(m.began)}
+	operated := m.operate(ctx)
+	why := errors.Join(m.wait(ctx), operated())
+	result := &Result{
+		SerialLog: m.log.Name(), Firmware: m.o.Firmware, Accel: m.o.Accel, Duration: time.Since(m.began),
+		Reached: m.reached, Ended: m.ending, Panicked: m.panicked,
+	}
 	var err error
 	if result.AtEnd, err = m.proxy.readPCRs(); err != nil {
 		return result, errors.Join(why, err)
@@ -360,6 +402,11 @@ func (m *machine) run(ctx context.Context) (*Result, error) {
 	if log != nil {
 		result.EventLog, result.Events, result.Explained = log.bytes, log.events, log.matched
 	}
+	if len(m.o.Signs) > 0 {
+		_ = m.qemu.kill() // so that its memory stays as it is
+		result.Signs, err = findSigns(m.o.Signs, m.log.Name(), m.memory)
+		why = errors.Join(why, err)
+	}
 	return result, why
 }
 
@@ -371,18 +418,29 @@ func (m *machine) wait(ctx context.Context) error {
 	handedOver := m.handedOver
 	var panicked <-chan time.Time
 	var panicText string
+	idle := newIdleness(m)
+	defer idle.stop()
+	found := m.serial.found
 	for {
 		select {
+		case <-idle.tick:
+			if handedOver == nil && idle.now() {
+				return nil
+			}
 		case <-handedOver:
 			handedOver = nil
 			m.completeLog()
 			if m.o.UntilDone {
 				limit.Stop()
-			} else if m.o.Until == nil && !m.o.UntilPowerOff {
+			} else if m.o.Until == nil && !m.o.UntilPowerOff && !m.o.UntilIdle {
 				return nil
 			}
-		case <-m.serial.found:
-			return nil
+		case <-found:
+			m.reached = true
+			if !m.o.UntilIdle {
+				return nil
+			}
+			found = nil
 		case <-m.serial.noBoot:
 			return m.notBootable()
 		case panicText = <-m.serial.panics:
@@ -390,8 +448,17 @@ func (m *machine) wait(ctx context.Context) error {
 				panicked = time.After(panicWait)
 			}
 		case <-panicked:
+			if m.o.UntilIdle {
+				m.ending, m.panicked = panicText, true
+				return nil
+			}
 			return fmt.Errorf("boot %s: the kernel panicked: %s", m.o.Disk, panicText)
 		case <-m.qemu.done:
+			if m.o.UntilIdle && handedOver == nil && m.qemu.err == nil {
+				m.drainSerial(&panicText)
+				m.ending, m.panicked = cmp.Or(panicText, "the guest powered off or restarted"), panicText != ""
+				return nil
+			}
 			return m.ended(panicText)
 		case <-m.rec.failed:
 			_, _, err := m.rec.snapshot()
@@ -431,17 +498,23 @@ func (m *machine) notBootable() error {
 	}
 }
 
-// ended judges the end of QEMU by itself.
-func (m *machine) ended(panicText string) error {
-	// What the serial line said last may still be waiting.
+// drainSerial takes what the serial line said last and may still be waiting.
+func (m *machine) drainSerial(panicText *string) {
 	select {
 	case <-m.serial.found:
-		return nil
+		m.reached = true
 	default:
 	}
 	select {
-	case panicText = <-m.serial.panics:
+	case *panicText = <-m.serial.panics:
 	default:
+	}
+}
+
+// ended judges the end of QEMU by itself.
+func (m *machine) ended(panicText string) error {
+	if m.drainSerial(&panicText); m.reached {
+		return nil
 	}
 	switch {
 	case m.qemu.err != nil:
@@ -481,6 +554,9 @@ func (m *machine) close() {
 	// Errors here leave at worst a process that hangs in the kernel, which
 	// nobody can end.
 	_ = m.qemu.kill()
+	if m.operator != nil {
+		_ = m.operator.monitor.Close() // closed already, unless QEMU never started
+	}
 	if m.proxy != nil {
 		m.proxy.close()
 	}

@@ -70,8 +70,25 @@ func findLog(memory *os.File, extends []Extend) (*foundLog, error) {
 // searchMemory calls candidate with each place where an event log may begin,
 // until it returns false.
 func searchMemory(memory *os.File, candidate func(at int64) bool) error {
+	return walkMemory(memory, len(logSignature)-1, func(window []byte, at int64) bool {
+		for from := 0; ; {
+			i := bytes.Index(window[from:], logSignature)
+			if i < 0 {
+				return true
+			}
+			if start := at + int64(from+i) - signatureOffset; start >= 0 && !candidate(start) {
+				return false
+			}
+			from += i + 1
+		}
+	})
+}
+
+// walkMemory calls visit with one part after the other of what the guest has
+// used, and the part's place, until it returns false. A part begins with the
+// overlap bytes that the one before ended with.
+func walkMemory(memory *os.File, overlap int, visit func(window []byte, at int64) bool) error {
 	window := make([]byte, searchWindow)
-	const overlap = 15 // a signature may lie across two windows
 	fd := int(memory.Fd())
 	for offset := int64(0); ; {
 		begin, err := unix.Seek(fd, offset, unix.SEEK_DATA)
@@ -90,15 +107,8 @@ func searchMemory(memory *os.File, candidate func(at int64) bool) error {
 			if err != nil && !errors.Is(err, io.EOF) {
 				return err
 			}
-			for from := 0; ; {
-				i := bytes.Index(window[from:n], logSignature)
-				if i < 0 {
-					break
-				}
-				if start := at + int64(from+i) - signatureOffset; start >= 0 && !candidate(start) {
-					return nil
-				}
-				from += i + 1
+			if !visit(window[:n], at) {
+				return nil
 			}
 			if n <= overlap || at+int64(n) >= end {
 				break

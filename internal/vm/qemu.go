@@ -57,6 +57,7 @@ const (
 	memoryFD = 3 + iota
 	varsFD
 	tpmFD
+	monitorFD
 )
 
 // escape doubles the commas of a value in QEMU's option lists.
@@ -64,7 +65,10 @@ func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }
 
 // arguments are QEMU's for one boot of disk, an absolute path.
 func arguments(o *Options, disk, cpu string) []string {
-	machine, tpm, acceleration := "q35,smm=off", "tpm-crb", o.Accel
+	machine, tpm, acceleration, snapshot := "q35,smm=off", "tpm-crb", o.Accel, "on"
+	if o.Scratch {
+		snapshot = "off"
+	}
 	if o.Firmware.SMM {
 		machine = "q35,smm=on"
 	}
@@ -86,7 +90,7 @@ func arguments(o *Options, disk, cpu string) []string {
 		"-chardev", fmt.Sprintf("socket,id=tpm,fd=%d", tpmFD),
 		"-tpmdev", "emulator,id=tpm0,chardev=tpm",
 		"-device", tpm + ",tpmdev=tpm0",
-		"-drive", "if=none,id=disk,format=raw,snapshot=on,file=" + escape(disk),
+		"-drive", "if=none,id=disk,format=raw,snapshot=" + snapshot + ",file=" + escape(disk),
 		// Without a boot index the firmware tries another boot option first,
 		// which leaves two more events in PCR 4.
 		"-device", "virtio-blk-pci,drive=disk,bootindex=0",
@@ -109,5 +113,8 @@ func arguments(o *Options, disk, cpu string) []string {
 	if o.Firmware.SMM {
 		args = append(args, "-global", "driver=cfi.pflash01,property=secure,value=on")
 	}
-	return args
+	if o.Operate != nil {
+		args = append(args, "-chardev", fmt.Sprintf("socket,id=monitor,fd=%d", monitorFD), "-mon", "chardev=monitor,mode=control")
+	}
+	return append(args, o.Arguments...)
 }

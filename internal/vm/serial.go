@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
@@ -37,7 +38,8 @@ type serial struct {
 	write  error // the first error of the log
 
 	mu      sync.Mutex
-	refused string // the firmware's reason not to start a boot option
+	refused string    // the firmware's reason not to start a boot option
+	last    time.Time // when something was written
 
 	found  chan string // receives the first line that until accepts
 	noBoot chan struct{}
@@ -64,6 +66,9 @@ func (s *serial) Write(b []byte) (int, error) {
 			s.write = err
 		}
 	}
+	s.mu.Lock()
+	s.last = time.Now()
+	s.mu.Unlock()
 	_, _ = s.console.Write(b) // a closed terminal is no reason to end the boot
 	for rest := b; len(rest) > 0; {
 		end := bytes.IndexByte(rest, '\n')
@@ -110,6 +115,13 @@ func (s *serial) refusal() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.refused
+}
+
+// silence is how long nothing was written.
+func (s *serial) silence() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Since(s.last)
 }
 
 // offer puts a value into a channel of one place, unless one is there already.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"syscall"
+	"time"
 )
 
 // A virtual machine needs Linux: here only the program compiles, and the command
@@ -16,3 +17,5 @@ func memoryFile(string) (*os.File, error) { return nil, errors.ErrUnsupported }
 func ownGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{} }
 
 func socketPairDescriptors() ([2]int, error) { return [2]int{}, errors.ErrUnsupported }
+
+func processorTime(int) (time.Duration, error) { return 0, errors.ErrUnsupported }
