@@ -93,6 +93,8 @@ type Report struct {
 	SecureBoot    bool      `json:"secureBoot"`    // whether it was assumed to be on
 	Audited       []Audited `json:"audited"`       // what was looked at
 	Findings      []Finding `json:"findings"`      // the worst first
+	// HostileBoot is what boot --hostile found, where it was asked.
+	HostileBoot *HostileBoot `json:"hostileBoot,omitempty"`
 }
 
 // Audited is something that was looked at.
