@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/org/attestable-image-action/internal/disk"
+	hostileboot "github.com/org/attestable-image-action/internal/hostile"
 	"github.com/org/attestable-image-action/internal/measure"
 	"github.com/org/attestable-image-action/internal/vm"
 )
@@ -26,6 +27,7 @@ func newBootCommand(a *app) *cobra.Command {
 	var firmware vm.Firmware
 	var rootFile string
 	var forwards []string
+	var hostile hostileFlags
 	cmd := &cobra.Command{
 		Use:   "boot DISK",
 		Short: "Boot a disk under QEMU and compare every event and PCR with the prediction",
@@ -42,10 +44,17 @@ it may open connections, too: to this machine's 127.0.0.1 as 10.0.2.2, and to
 whatever this machine reaches. With --nitrotpm its TPM answers for attestation
 documents as a NitroTPM does. Whatever is signed then says that it is emulated, and
 chains to a root that is made for this boot and written to --nitrotpm-root, for
-verify instance --root.`,
+verify instance --root.
+
+With --hostile the disk is booted again and again, under the inputs that a machine
+takes from outside: EFI variables, SMBIOS strings, attached disks, keys on the serial
+line and many more. An input that has an effect, while every PCR that identifies the
+image stays as it is, is OPEN, and the exit status 1. Which inputs there are, and who
+controls them, is in the table. It takes some minutes.`,
 		Example: `  attestable-image boot image.raw
   attestable-image boot image.raw --nitrotpm --nitrotpm-root root.pem --forward 8443
   attestable-image boot image.raw --until "ready" --serial-log serial.log
+  attestable-image boot image.raw --hostile --until "ready"
   attestable-image boot --PK PK.esl --KEK KEK.esl --db db.esl image.raw`,
 		Args: oneArg("the raw disk to boot"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -58,12 +67,18 @@ verify instance --root.`,
 			if nitroTPM != (rootFile != "") {
 				return usagef("--nitrotpm and --nitrotpm-root belong together: without its root nobody believes an emulated NitroTPM")
 			}
+			if err := hostile.validate(cmd.Flags()); err != nil {
+				return err
+			}
 			if (firmware.Code == "") != (firmware.Vars == "") {
 				return usagef("--firmware-code and --firmware-vars belong together: give both files of the firmware")
 			}
 			forwarded, err := parseForwards(forwards)
 			if err != nil {
 				return err
+			}
+			if hostile.on {
+				predict.addPCRs(hostileboot.Bound(predict.pk != ""))
 			}
 			o, err := predict.options()
 			if err != nil {
@@ -99,6 +114,9 @@ verify instance --root.`,
 			if console {
 				boot.Console = a.stderr
 			}
+			if hostile.on {
+				return a.bootHostile(cmd.Context(), p, boot, hostile, format)
+			}
 			if !a.quiet {
 				fmt.Fprintf(a.stderr, "booting %s under QEMU (%s, at most %s)\n", args[0], accel, limit)
 				for _, f := range forwarded {
@@ -132,6 +150,7 @@ verify instance --root.`,
 	flags.BoolVar(&outbound, "outbound", false, "let the guest open connections, to this machine (10.0.2.2) and beyond")
 	flags.BoolVar(&nitroTPM, "nitrotpm", false, "emulate a NitroTPM; needs --nitrotpm-root")
 	flags.StringVar(&rootFile, "nitrotpm-root", "", "`FILE` for the root certificate of the emulated NitroTPM")
+	hostile.add(flags)
 	flags.StringVar(&format, "format", "table", "table for people, or json for programs")
 	return cmd
 }

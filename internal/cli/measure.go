@@ -43,6 +43,13 @@ func (f *predictFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.arch, "arch", "", "architecture to boot, x86_64 or aarch64, when the disk has a boot path for both")
 }
 
+// addPCRs has these PCRs predicted, too.
+func (f *predictFlags) addPCRs(pcrs []int) {
+	for _, n := range pcrs {
+		f.pcrs += "," + strconv.Itoa(n)
+	}
+}
+
 func (f *predictFlags) options() (measure.Options, error) {
 	o, err := f.optionsWithoutVariables()
 	if err == nil {

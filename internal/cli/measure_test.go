@@ -53,6 +53,11 @@ func TestMeasureCommandLine(t *testing.T) {
 		{"NitroTPM without its root", []string{"boot", "--nitrotpm", "a"}, 2, "--nitrotpm and --nitrotpm-root belong together"},
 		{"root without NitroTPM", []string{"boot", "--nitrotpm-root", "b", "a"}, 2, "--nitrotpm and --nitrotpm-root belong together"},
 		{"forward no port", []string{"boot", "--forward", "0:443", "a"}, 2, `"0:443" is neither a port nor two`},
+		{"hostile inputs that nobody asked for", []string{"boot", "--fail-on", "high", "a"}, 2, "--fail-on is for --hostile"},
+		{"a hostile input alone", []string{"boot", "--hostile-input", "efi-driver", "a"}, 2, "--hostile-input is for --hostile"},
+		{"no such hostile input", []string{"boot", "--hostile", "--hostile-input", "efi", "a"}, 2, `there is no input "efi"`},
+		{"no such severity", []string{"boot", "--hostile", "--fail-on", "grave", "a"}, 2, `there is no severity "grave"`},
+		{"hostile with a port", []string{"boot", "--hostile", "--forward", "8443", "a"}, 2, "leave out --forward"},
 		{"no such accelerator", []string{"boot", "--accel", "hvf", "a"}, 2, `there is no accelerator "hvf"`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
