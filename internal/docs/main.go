@@ -67,5 +67,5 @@ func reference(root string) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return map[string]string{"commands.md": commandsPage(command), "actions.md": actions, "formats.md": formats}, nil
+	return map[string]string{"commands.md": commandsPage(command), "actions.md": actions, "formats.md": formats, "hostile-inputs.md": hostilePage()}, nil
 }
