@@ -186,6 +186,7 @@ func checkTemplate(t *testing.T, c checked) {
 	t.Helper()
 	for _, option := range []string{
 		"panic=-1", "rd.shell=0", "rd.emergency=poweroff", "systemd.gpt_auto=0", "systemd.import_credentials=no",
+		"efi=noruntime", "sysctl.kernel.sysrq=0",
 		"lockdown=integrity", "module.sig_enforce=1",
 	} {
 		if !slices.Contains(strings.Fields(c.Made.Options), option) {

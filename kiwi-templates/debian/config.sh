@@ -11,6 +11,15 @@ systemctl mask getty.target getty@.service getty-static.service autovt@.service 
   console-getty.service container-getty@.service debug-shell.service \
   emergency.service emergency.target rescue.service rescue.target ctrl-alt-del.target
 
+# Nothing makes units of what comes from outside: of options for systemd, of disks,
+# consoles and firmware's variables.
+mkdir -p /etc/systemd/system-generators
+for generator in bless-boot debug factory-reset getty gpt-auto hibernate-resume import rc-local run ssh \
+  system-update sysv tpm2; do
+  ln -sf /dev/null "/etc/systemd/system-generators/systemd-$generator-generator"
+done
+systemctl mask systemd-pstore.service systemd-hibernate-clear.service
+
 # Nothing that waits for a first boot, writes to the disk, or updates packages.
 systemctl mask systemd-firstboot.service systemd-boot-random-seed.service systemd-boot-update.service \
   systemd-random-seed.service systemd-machine-id-commit.service \

@@ -49,6 +49,11 @@ cmdline=$(tr -d '\0\n' < "$work/cmdline")
 cmdline=${cmdline/root=overlay:MAPPER=verityroot/root=overlay:MAPPER=root}
 cmdline+=" roothash=$roothash systemd.verity_root_data=$data systemd.verity_root_hash=$hash"
 cmdline+=" systemd.verity_root_options=$options,panic-on-corruption"
+# The clock of a Graviton instance is read through EFI's runtime services: there they
+# stay, and only the file system that shows EFI's variables does not.
+if [ "$(uname -m)" = aarch64 ]; then
+    cmdline=${cmdline/efi=noruntime/module_blacklist=efivarfs initcall_blacklist=efivarfs_init}
+fi
 
 # A second initrd empties the veritytab of the first.
 mkdir -p "$work/blank/etc"
