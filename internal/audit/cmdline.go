@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"path"
 	"slices"
 	"strconv"
@@ -9,19 +10,98 @@ import (
 	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
 
-// commandLineWords divides a kernel command line as the kernel and systemd do:
-// quotes keep spaces. systemd takes single quotes, too.
-func commandLineWords(text string) []string {
-	quoted := rune(0)
-	return strings.FieldsFunc(text, func(r rune) bool {
-		switch {
-		case quoted == 0 && (r == '"' || r == '\''):
-			quoted = r
-		case r == quoted:
-			quoted = 0
+// maxKernelLine is what the kernel takes of a command line, in bytes: COMMAND_LINE_SIZE
+// of x86 and arm64, less the NUL.
+const maxKernelLine = 2047
+
+// line is a kernel command line. Who reads it divides it differently: the kernel and
+// dracut know double quotes alone, and the kernel takes the byte a0 for a space; systemd
+// knows single quotes, too (EXTRACT_UNQUOTE). What opens something counts for whoever
+// would understand it, what closes something only for the one who is to heed it.
+type line struct {
+	kernel  []string // as the kernel has it, up to a --, behind which all is for init
+	systemd []string
+	words   []string // of both, in their order
+	cut     bool     // it is longer than the kernel takes
+}
+
+func parseLine(text string) line {
+	var l line
+	if len(text) > maxKernelLine {
+		text, l.cut = text[:maxKernelLine], true
+	}
+	kernel := spans(text, `"`, " \t\n\v\f\r\xa0")
+	systemd := spans(text, `"'`, " \t\n\r")
+	for _, s := range kernel {
+		l.kernel = append(l.kernel, text[s.start:s.end])
+	}
+	if i := slices.Index(l.kernel, "--"); i >= 0 {
+		l.kernel = l.kernel[:i]
+	}
+	for _, s := range systemd {
+		l.systemd = append(l.systemd, text[s.start:s.end])
+	}
+	both := slices.Concat(kernel, systemd)
+	slices.SortFunc(both, func(a, b span) int { return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.end, b.end)) })
+	for _, s := range slices.Compact(both) {
+		l.words = append(l.words, text[s.start:s.end])
+	}
+	return l
+}
+
+// commandLineWords are the words of whoever reads a command line.
+func commandLineWords(text string) []string { return parseLine(text).words }
+
+// span is a part of a text.
+type span struct{ start, end int }
+
+// spans divides a text at bytes that are spaces, where no quote is open.
+func spans(text, quotes, spaces string) []span {
+	var found []span
+	start, quote := -1, byte(0)
+	for i := range len(text) {
+		c := text[i]
+		if quote == 0 && strings.IndexByte(spaces, c) >= 0 {
+			if start >= 0 {
+				found = append(found, span{start, i})
+			}
+			start = -1
+			continue
 		}
-		return quoted == 0 && (r == ' ' || r == '\t' || r == '\n' || r == '\r')
-	})
+		if start < 0 {
+			start = i
+		}
+		switch {
+		case c == quote:
+			quote = 0
+		case quote == 0 && strings.IndexByte(quotes, c) >= 0:
+			quote = c
+		}
+	}
+	if start >= 0 {
+		found = append(found, span{start, len(text)})
+	}
+	return found
+}
+
+// kernelOptions returns the values of an option as the kernel reads it: a quote counts
+// around a word or a value, nowhere else.
+func (l line) kernelOptions(name string) []string {
+	var values []string
+	for _, word := range l.kernel {
+		if rest, quoted := strings.CutPrefix(word, `"`); quoted {
+			word = strings.TrimSuffix(rest, `"`)
+		}
+		key, value, _ := strings.Cut(word, "=")
+		if strings.ReplaceAll(key, "-", "_") != name {
+			continue
+		}
+		if rest, quoted := strings.CutPrefix(value, `"`); quoted {
+			value = strings.TrimSuffix(rest, `"`)
+		}
+		values = append(values, value)
+	}
+	return values
 }
 
 var unquote = strings.NewReplacer(`"`, "", "'", "")
@@ -84,7 +164,7 @@ var mitigationSwitches = map[string][]string{
 
 // commandLine looks at a kernel command line, or at what an initrd adds to it.
 func (a *auditor) commandLine(at place, u *ukiAudit, words []string) {
-	for _, word := range words {
+	for i, word := range words {
 		key, value, assigned := keyValue(word)
 		bare := strings.TrimPrefix(key, "rd.") // what counts in the initrd alone
 		switch bare {
@@ -96,8 +176,14 @@ func (a *auditor) commandLine(at place, u *ukiAudit, words []string) {
 			if assigned && value != "/init" {
 				a.add("init-override", at, "%s", word)
 			}
-		case "single", "s", "S", "1", "rescue", "emergency", "_b", "__unit":
-			if !assigned || bare == "__unit" && slices.Contains(rescueUnits, value) {
+		case "initrd", "dtb", "efivar_ssdt":
+			if assigned && value != "" {
+				a.add("unmeasured-kernel-input", at, "%s", word)
+			}
+		case "bootconfig":
+			a.add("bootconfig", at, "%s", word)
+		case "single", "s", "S", "1", "rescue", "emergency", "_b", "_s":
+			if !assigned {
 				a.add("rescue-target", at, "%s", word)
 			}
 		case "systemd.unit":
@@ -106,9 +192,30 @@ func (a *auditor) commandLine(at place, u *ukiAudit, words []string) {
 				a.add("rescue-target", at, "%s", word)
 			}
 		case "systemd.wants":
-			u.wants = append(u.wants, wanted{value, at})
-			if slices.Contains(rescueUnits, value) {
+			unit := mangleUnit(value)
+			u.wants = append(u.wants, wanted{unit, at})
+			if slices.Contains(rescueUnits, unit) {
 				a.add("debug-shell-enabled", at, "%s", word)
+			}
+		case "systemd.break", "cmdline":
+			if bare != "cmdline" || value == "ask" {
+				a.add("initrd-break", at, "%s", word)
+			}
+		case "systemd.pull":
+			a.add("download-at-boot", at, "%.200s", word)
+		case "systemd.early_core_pattern":
+			if strings.HasPrefix(value, "|") {
+				a.add("command-at-boot", at, "%s", word)
+			}
+		case "systemd.machine_id":
+			a.add("machine-id-fixed", at, "%s", word)
+		case "systemd.setenv":
+			if name, _, _ := strings.Cut(value, "="); !harmlessVariable(name) {
+				a.add("init-environment", at, "%s", word)
+			}
+		case "netroot", "rootfallback":
+			if aroundVerity(value) {
+				a.add("root-not-verified", at, "%s", word)
 			}
 		case "systemd.mask":
 			a.add("unit-masked", at, "%s", word)
@@ -130,6 +237,9 @@ func (a *auditor) commandLine(at place, u *ukiAudit, words []string) {
 			if strings.Contains(value, "/dev/") || strings.Contains(value, "LABEL=") || strings.Contains(value, "UUID=") {
 				a.add("writable-partition", at, "%s", word)
 			}
+		case "earlycon", "earlyprintk":
+			u.serial = true
+			a.add("serial-console", at, "%s", word)
 		case "console":
 			device, _, _ := strings.Cut(value, ",")
 			if !screens().MatchString(device) {
@@ -163,9 +273,11 @@ func (a *auditor) commandLine(at place, u *ukiAudit, words []string) {
 		if suloginForced().MatchString(unquote.Replace(word)) {
 			a.add("sulogin-force", at, "%s", word)
 		}
-		if name, found := strings.CutPrefix(bare, "sysctl."); found {
-			a.sysctl(at, name, value)
+		// The kernel takes sysctl/ for sysctl. and looks for the name as it is spelt.
+		if strings.HasPrefix(key, "sysctl.") || strings.HasPrefix(key, "sysctl/") {
+			a.sysctl(at, key[len("sysctl."):], value)
 		}
+		a.initArgument(at, word, words[i+1:])
 	}
 	for _, name := range []string{"systemd.debug_shell", "rd.systemd.debug_shell"} {
 		if on, _ := isOn(words, name); on {
@@ -174,39 +286,103 @@ func (a *auditor) commandLine(at place, u *ukiAudit, words []string) {
 	}
 }
 
+// initArgument looks at what the kernel hands to init: a word that it does not know is a
+// variable of the environment when a value is assigned to it and its name has no dot, and
+// an argument otherwise.
+func (a *auditor) initArgument(at place, word string, behind []string) {
+	name, value, assigned := strings.Cut(unquote.Replace(word), "=")
+	if option, long := strings.CutPrefix(name, "--"); long && option != "" {
+		if !assigned && len(behind) > 0 {
+			value = unquote.Replace(behind[0])
+		}
+		// getopt_long takes what an option begins with for the option.
+		switch {
+		case strings.HasPrefix("unit", option) && slices.Contains(rescueUnits, value):
+			a.add("rescue-target", at, "%s", word)
+		case strings.HasPrefix("crash-shell", option) && len(option) > len("crash-") && (!assigned || !isFalse(value)),
+			strings.HasPrefix("confirm-spawn", option) && len(option) > len("con") && (!assigned || !isFalse(value)):
+			a.add("crash-shell", at, "%s", word)
+		}
+		return
+	}
+	inside := strings.Contains(at.path, "#.initrd/") // for dracut alone
+	if !inside && assigned && !strings.Contains(name, ".") && !lowerCase().MatchString(name) && !harmlessVariable(name) {
+		a.add("init-environment", at, "%.200s", word)
+	}
+}
+
+// lowerCase are names of the kernel's own options and of dracut's. The loader, the C
+// library, systemd and shells have their variables in capitals.
+var lowerCase = lazyregexp.New(`^[a-z0-9_-]+$`)
+
+// harmlessVariable reports whether a variable of init's environment steers no program.
+// All others may: LD_PRELOAD, SYSTEMD_UNIT_PATH, BASH_ENV, and what is invented next.
+func harmlessVariable(name string) bool {
+	return slices.Contains([]string{"BOOT_IMAGE", "BOOTIF", "TERM", "LANG", "TZ", "COLUMNS", "LINES", "NO_COLOR", "SYSTEMD_COLORS", "SYSTEMD_LOG_LEVEL", "SYSFONT", "KEYTABLE", "KEYMAP"}, name) ||
+		strings.HasPrefix(name, "LC_")
+}
+
+// unitSuffixes are the kinds of units (systemd.unit(5)).
+var unitSuffixes = []string{".service", ".socket", ".target", ".device", ".mount", ".automount", ".swap", ".timer", ".path", ".slice", ".scope"}
+
+// mangleUnit makes the name of a unit of what systemd.wants= and systemd.mask= say, as
+// systemd's unit_name_mangle does: a service's name needs no suffix.
+func mangleUnit(name string) string {
+	if slices.Contains(unitSuffixes, path.Ext(name)) || strings.HasPrefix(name, "/") {
+		return name
+	}
+	return name + ".service"
+}
+
 // absent looks for what should stand on a kernel command line and does not.
-func (a *auditor) absent(u *ukiAudit, words []string) {
+func (a *auditor) absent(u *ukiAudit, l line) {
 	at := u.in(".cmdline")
-	lockdown, _ := option(words, "lockdown")
-	modules, ordered := option(words, "lsm")
+	modules := l.kernelOptions("lsm")
+	locked := l.lockdown()
 	switch {
-	case lockdown != "integrity" && lockdown != "confidentiality":
+	case !locked:
 		a.add("no-lockdown", at, "there is no lockdown=integrity or lockdown=confidentiality")
-		if on, _ := isOn(words, "module.sig_enforce"); !on {
+		if !slices.ContainsFunc(l.kernelOptions("module.sig_enforce"), func(v string) bool { return v == "" || kernelTrue(v) }) {
 			a.add("modules-not-enforced", at, "there is neither module.sig_enforce=1 nor lockdown=")
 		}
-	case ordered && !slices.Contains(strings.Split(modules, ","), "lockdown"):
-		a.add("no-lockdown", at, "lsm=%.100s leaves lockdown out", modules)
+	case len(modules) > 0 && !slices.Contains(strings.Split(modules[len(modules)-1], ","), "lockdown"):
+		a.add("no-lockdown", at, "lsm=%.100s leaves lockdown out", modules[len(modules)-1])
 	}
-	if on, present := isOn(words, "systemd.gpt_auto"); on || !present {
-		a.add("gpt-auto", at, "there is no systemd.gpt_auto=0")
+	for name, id := range map[string]string{"systemd.gpt_auto": "gpt-auto", "systemd.import_credentials": "credentials-imported"} {
+		if on, present := isOn(l.systemd, name); on || !present {
+			a.add(id, at, "there is no %s=0", name)
+		} else if on, present := isOn(l.systemd, "rd."+name); on && present {
+			a.add(id, at, "rd.%s is on", name)
+		}
 	}
-	if on, present := isOn(words, "systemd.import_credentials"); on || !present {
-		a.add("credentials-imported", at, "there is no systemd.import_credentials=no")
+	if l.cut {
+		a.add("command-line-cut", at, "it is longer than %d bytes", maxKernelLine)
 	}
 	if u.initrd == nil {
 		return
 	}
 	if u.initrd.has("usr/lib/dracut-lib.sh", "lib/dracut-lib.sh", "usr/lib/dracut", "usr/bin/dracut-emergency", "bin/dracut-emergency") {
-		if on, present := isOn(words, "rd.shell"); on || !present {
+		// dracut takes no other word for false.
+		if value, ok := option(l.words, "rd.shell"); !ok || value != "0" && value != "no" && value != "off" {
 			a.add("initrd-shell", at, "there is no rd.shell=0, and the initrd is dracut's")
 		}
 	}
 	if u.initrd.has("scripts/functions") {
-		if value, ok := option(words, "panic"); !ok || value == "" || value == "0" {
+		if value, ok := option(l.words, "panic"); !ok || value == "" || value == "0" {
 			a.add("initrd-shell", at, "there is no panic= with a number, and the initrd is initramfs-tools'")
 		}
 	}
+}
+
+// lockdown reports whether the kernel is told to lock itself down. Once it is, no later
+// word takes it back.
+func (l line) lockdown() bool {
+	return slices.ContainsFunc(l.kernelOptions("lockdown"), func(v string) bool { return v == "integrity" || v == "confidentiality" })
+}
+
+// kernelTrue reads a boolean as the kernel does (kstrtobool).
+func kernelTrue(value string) bool {
+	return value != "" && strings.ContainsRune("1yYtT", rune(value[0])) || strings.EqualFold(value[:min(2, len(value))], "on")
 }
 
 // suloginForced is an assignment that opens the rescue shell without a password;

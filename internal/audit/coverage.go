@@ -166,13 +166,13 @@ func (c *coverage) measure(ctx context.Context, arch string) error {
 // takes 2,048 on x86_64 and on aarch64.
 const maxCommandLine = 64 << 10
 
-// commandLine reads the words of a UKI's kernel command line.
-func commandLine(image *efi.Image) ([]string, error) {
+// commandLine reads a UKI's kernel command line, "" where it has none.
+func commandLine(image *efi.Image) (string, error) {
 	section, ok := image.Section(".cmdline")
 	if !ok {
-		return nil, nil
+		return "", nil
 	}
-	return sectionWords(image, section)
+	return sectionText(image, section)
 }
 
 // fill sorts the regions and adds what lies between them.

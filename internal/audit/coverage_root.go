@@ -28,13 +28,14 @@ type verityTarget struct {
 // or from /etc/veritytab in the initrd of its image. It is nil when there is none,
 // or when it is not used.
 func findVerityTarget(image *efi.Image, kernelCommandLine string) (*verityTarget, error) {
-	own, err := commandLine(image)
+	text, err := commandLine(image)
 	if err != nil {
 		return nil, fmt.Errorf("the unified kernel image: %w", err)
 	}
+	own := parseLine(text).systemd
 	words := own
 	if kernelCommandLine != "" {
-		words = commandLineWords(kernelCommandLine)
+		words = parseLine(kernelCommandLine).systemd
 	}
 	for _, name := range []string{"systemd.verity", "rd.systemd.verity"} {
 		if on, present := isOn(words, name); present && !on {

@@ -42,7 +42,7 @@ type auditor struct {
 	report  *Report
 	gpt     *disk.GPT
 	kernels []foundUKI // in the order of the directory
-	addons  []addonWords
+	addons  []addonLine
 	ukis    []*ukiAudit
 }
 
@@ -131,15 +131,16 @@ func (a *auditor) partitions(esp *disk.Partition) error {
 		}
 	}
 	a.verity(all)
-	roots := 0
+	var roots []*rootAudit
 	for _, p := range all {
 		at := place{partition: p.Number}
 		switch {
 		case p.root:
-			roots++
-			if err := a.root(p); err != nil {
+			root, err := a.root(p)
+			if err != nil {
 				return err
 			}
+			roots = append(roots, root)
 		case p.fs != nil:
 			if nested := nestedImage(p.fs); nested != "" {
 				a.add("nested-image", place{partition: p.Number, path: nested}, "it is a live image, whose root file system is in this file")
@@ -156,7 +157,10 @@ func (a *auditor) partitions(esp *disk.Partition) error {
 			a.add("partition-not-read", at, "it holds %s, which this version does not read", p.kind)
 		}
 	}
-	if roots == 0 {
+	for _, u := range a.ukis {
+		a.outside(u, roots)
+	}
+	if len(roots) == 0 {
 		a.add("root-not-found", place{}, "no partition has an erofs, squashfs or ext4 file system with a /etc and an init")
 	}
 	return nil
@@ -291,7 +295,7 @@ func (a *auditor) espFile(esp *disk.Partition, name string, file *disk.File) {
 func (a *auditor) rootTypes() []string {
 	types := make([]string, 0, 2*len(a.ukis))
 	for _, u := range a.ukis {
-		types = append(types, RootTypes(u.words)...)
+		types = append(types, RootTypes(u.line.words)...)
 	}
 	return types
 }

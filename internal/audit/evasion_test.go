@@ -48,6 +48,13 @@ func accessList(tag uint16, id uint32) string {
 	return string(b)
 }
 
+// noVariables makes a module the only one that the kernel has built in.
+func noVariables(module string) spoiler {
+	return file("usr/lib/modules/6.12/modules.builtin", module+"\n")
+}
+
+var efivarfsModule = file("usr/lib/modules/6.12/kernel/fs/efivarfs/efivarfs.ko.xz", "")
+
 const sshd = "[Service]\nExecStart=/usr/sbin/sshd -D\n"
 
 // evasions are ways around rules that look in the usual places only, and what is
@@ -131,6 +138,68 @@ var evasions = []auditCase{
 	{"rescue-target", arg("-- --unit=rescue.target"), cmdline, "", nil},
 	{"debug-shell-enabled", all(unit("debug-shell.service", false, service), unit("x.service", true, "[Unit]\nOnFailure=debug-shell.service\n")), "partition 2, usr/lib/systemd/system/x.service:2", "", nil},
 
+	// What systemd, dracut and the kernel accept, whatever its spelling.
+	{"debug-shell-enabled", arg("systemd.wants=debug-shell"), cmdline, "debug-shell", arg("systemd.wants=debug-shell.socket")},
+	{"debug-shell-enabled", arg("rd.systemd.wants=emergency"), cmdline, "", nil},
+	{"getty-enabled", all(unit("serial-getty@.service", false, service), arg("systemd.wants=serial-getty@ttyS0")), cmdline, "", nil},
+	{"debug-shell-enabled", arg("' systemd.debug_shell '"), cmdline, "", arg("'quiet systemd.debug_shell_'")},
+	{"rescue-target", all(file("etc/systemd/system/x.target", "-> /usr/lib/systemd/system/rescue.target"), arg("systemd.unit=x.target")), cmdline, "x.target is", arg("systemd.unit=x.target")},
+	{"rescue-target", arg("-s"), cmdline, "", arg("3")},
+	{"rescue-target", arg("rd.rescue"), cmdline, "", arg("rd.emergency=poweroff")},
+	{"rescue-target", arg("-- --uni rescue.target"), cmdline, "--uni", arg("-- --unit multi-user.target")},
+	{"crash-shell", arg("--crash-shell"), cmdline, "", arg("--crash-shell=no")},
+	{"init-override", arg("' init=/bin/sh '"), cmdline, "init=/bin/sh", nil},
+	{"init-override", arg("quiet\vinit=/bin/sh"), cmdline, "init=/bin/sh", nil},
+	{"init-override", arg("quiet\xa0init=/bin/sh"), cmdline, "init=/bin/sh", nil},
+	{"initrd-break", arg("rd.cmdline=ask"), cmdline, "ask", arg("rd.cmdline=no")},
+	{"initrd-break", arg("rd.systemd.break=pre-mount"), cmdline, "", nil},
+	{"initrd-shell", replace("rd.shell=0", "rd.shell=false"), cmdline, "dracut", replace("rd.shell=0", "rd.shell=off")},
+	{"command-at-boot", arg("systemd.early-core-pattern=|/bin/x"), cmdline, "", arg("systemd.early_core_pattern=core")},
+	{"machine-id-fixed", arg("systemd.machine_id=0123456789abcdef0123456789abcdef"), cmdline, "", nil},
+	{"init-environment", arg("LD_PRELOAD=/usr/lib/x.so"), cmdline, "LD_PRELOAD", arg("LANG=C BOOT_IMAGE=/vmlinuz rd.TERM=x vga=0x317")},
+	{"init-environment", arg("SYSTEMD_UNIT_PATH=/srv/units:"), cmdline, "SYSTEMD_UNIT_PATH", arg("systemd.setenv=LANG=C")},
+	{"init-environment", arg(`"SYSTEMD_PROC_CMDLINE=systemd.run=/bin/x"`), cmdline, "", nil},
+	{"init-environment", arg(`"BASH_FUNC_x%%=() { /bin/x; }"`), cmdline, "BASH_FUNC", nil},
+	{"init-environment", arg("FOO=bar"), cmdline, "FOO", initrdFileOf("etc/cmdline.d/x.conf", "FOO=bar")},
+	{"init-environment", arg("systemd.setenv=LD_LIBRARY_PATH=/srv"), cmdline, "", nil},
+	{"unmeasured-kernel-input", arg(`initrd=\\x.img`), cmdline, "initrd", arg("initrd=")},
+	{"unmeasured-kernel-input", arg("efivar_ssdt=X"), cmdline, "", nil},
+	{"bootconfig", arg("bootconfig"), cmdline, "", nil},
+	{"download-at-boot", arg("rd.systemd.pull=raw,verify=no:root:http://x/y.raw"), cmdline, "", nil},
+	{"root-not-verified", arg("rootfallback=/dev/vda3"), cmdline, "rootfallback", arg("rootfallback=/dev/mapper/root")},
+	{"root-not-verified", arg("netroot=nbd:10.0.0.1:x"), cmdline, "netroot", nil},
+	{"serial-console", arg("earlyprintk=ttyS0"), cmdline, "", nil},
+	{"sysrq-enabled", arg("sysctl/kernel/sysrq=1"), cmdline, "", nil},
+	{"gpt-auto", arg("rd.systemd.gpt_auto"), cmdline, "rd.", arg("rd.systemd.gpt_auto=0")},
+	{"credentials-imported", replace("systemd.import_credentials=no", "' systemd.import_credentials=no '"), cmdline, "", replace("systemd.import_credentials=no", "'systemd.import_credentials=no'")},
+	// What closes something counts as the kernel reads it: before a --, and without quotes inside.
+	{"no-lockdown", all(without("lockdown"), arg("-- lockdown=integrity")), cmdline, "", all(without("lockdown"), arg(`"lockdown=integrity"`))},
+	{"no-lockdown", replace("lockdown=integrity", "'lockdown=integrity'"), cmdline, "", replace("lockdown=integrity", `lockdown="integrity" lockdown=none`)},
+	{"modules-not-enforced", all(without("lockdown"), arg("module.sig_enforce=off")), cmdline, "", all(without("lockdown"), arg("module.sig-enforce=Yes"))},
+	{"command-line-cut", arg(strings.Repeat("x", 2000) + " lockdown=integrity"), cmdline, "2047", arg(strings.Repeat("x", 1000))},
+	{"no-lockdown", all(without("lockdown"), arg(strings.Repeat("x", 2000)+" lockdown=integrity")), cmdline, "", nil},
+
+	// What comes from outside, and no PCR records.
+	{"systemd-options", without("efi="), cmdline, "efi=noruntime", all(without("efi="), func(f *fixture) { f.secureBoot = true })},
+	{"systemd-options", replace("efi=noruntime", "efi=noruntime,runtime"), cmdline, "", replace("efi=noruntime", "efi=debug,noruntime")},
+	{"systemd-options", arg("efi=runtime"), cmdline, "", arg("noefi")},
+	{"systemd-options", replace("efi=noruntime", "'efi=noruntime'"), cmdline, "", replace("efi=noruntime", "noefi")},
+	{"systemd-options", all(without("efi="), arg("-- efi=noruntime")), cmdline, "", all(without("efi="), noVariables("kernel/fs/ext4/ext4.ko"))},
+	{"systemd-options", all(without("efi="), noVariables("kernel/fs/ext4/ext4.ko"), efivarfsModule), cmdline, "", all(without("efi="), noVariables("kernel/fs/ext4/ext4.ko"), efivarfsModule, arg("module_blacklist=x,efivarfs"))},
+	{"systemd-options", all(without("efi="), noVariables("kernel/fs/efivarfs/efivarfs.ko"), arg("module_blacklist=efivarfs")), cmdline, "", all(without("efi="), noVariables("kernel/fs/efivarfs/efivarfs.ko"), arg("initcall_blacklist=efivarfs_init"))},
+	{"systemd-options", all(without("efi="), noVariables("kernel/fs/ext4/ext4.ko"), initrdFileOf("usr/lib/modules/6.12/kernel/fs/efivarfs/efivarfs.ko.xz", "")), cmdline, "", nil},
+	{"systemd-options", all(without("efi="), file("usr/sbin/init", "busybox"), func(f *fixture) { delete(f.initrd, "usr/lib/systemd/systemd") }), cmdline, "",
+		all(without("efi="), file("usr/sbin/init", "busybox"), func(f *fixture) {
+			delete(f.initrd, "usr/lib/systemd/systemd")
+			delete(f.root, "usr/lib/systemd/systemd")
+		})},
+	{"resume-open", all(without("lockdown"), arg("resume=/dev/vdb")), cmdline, "/dev/vdb", arg("resume=/dev/vdb")},
+	{"resume-open", all(without("lockdown"), without("efi="), initrdFileOf("usr/lib/systemd/system-generators/systemd-hibernate-resume-generator", "")),
+		"partition 1, EFI/BOOT/BOOTX64.EFI#.initrd/usr/lib/systemd/system-generators/systemd-hibernate-resume-generator", "HibernateLocation",
+		all(without("lockdown"), arg("noresume"), without("efi="), initrdFileOf("usr/lib/systemd/system-generators/systemd-hibernate-resume-generator", ""))},
+	{"auto-assembly", file("usr/lib/udev/rules.d/69-lvm.rules", ""), "partition 2, usr/lib/udev/rules.d/69-lvm.rules", "", file("usr/share/doc/69-lvm.rules", "")},
+	{"auto-assembly", initrdFileOf("usr/lib/udev/rules.d/64-md-raid-assembly.rules", ""), "partition 1, EFI/BOOT/BOOTX64.EFI#.initrd/usr/lib/udev/rules.d/64-md-raid-assembly.rules", "", nil},
+
 	// Accounts.
 	{"password-set", file("etc/userdb/x.user", `{"userName":"x","uid":60100,"privileged":{"hashedPassword":["$y$j9T$a$b"]}}`), "partition 2, etc/userdb/x.user", `"x"`, file("etc/userdb/x.user", `{"userName":"x","uid":60100,"privileged":{"hashedPassword":["!*"]}}`)},
 	{"password-set", file("var/lib/systemd/home/x.identity", `{"userName":"x","perMachine":[{"hashedPassword":["$y$j9T$a$b"]}]}`), "partition 2, var/lib/systemd/home/x.identity", "", nil},
@@ -189,7 +258,7 @@ var evasions = []auditCase{
 	{"sysctl-weakened", arg("sysctl.kernel.yama.ptrace_scope=0"), cmdline, "", nil},
 	{"sysctl-weakened", file("etc/sysctl.conf", "kernel.kptr_restrict=0\n"), "partition 2, etc/sysctl.conf:1", "", file("etc/sysctl.conf", "kernel.kptr_restrict=0\nkernel.kptr_restrict=2\n")},
 	{"no-lockdown", arg("lsm=capability,yama,apparmor"), cmdline, "lsm=", arg("lsm=lockdown,yama")},
-	{"no-lockdown", arg("lockdown=none"), cmdline, "", nil},
+	{"no-lockdown", replace("lockdown=integrity", "lockdown=none"), cmdline, "", nil},
 	{"initrd-break", arg("break=premount"), cmdline, "", nil},
 	{"initrd-break", initrdFileOf("etc/cmdline.d/99.conf", "rd.break=pre-pivot\n"), "partition 1, EFI/BOOT/BOOTX64.EFI#.initrd/etc/cmdline.d/99.conf", "", initrdFileOf("etc/cmdline.d/99.conf", "rd.neednet=1\n")},
 	{"initrd-shell", all(initrdFileOf("scripts/functions", ""), replace("panic=-1", "")), cmdline, "initramfs-tools", initrdFileOf("scripts/functions", "")},

@@ -73,7 +73,7 @@ func newFixture() *fixture {
 		modes:   map[string]fs.FileMode{"tmp": 0o777 | fs.ModeSticky, "etc/shadow": 0o640},
 		xattrs:  map[string]string{},
 		devices: map[string]uint64{},
-		cmdline: "ro panic=-1 rd.shell=0 rd.emergency=poweroff systemd.gpt_auto=0 systemd.import_credentials=no lockdown=integrity" +
+		cmdline: "ro panic=-1 rd.shell=0 rd.emergency=poweroff systemd.gpt_auto=0 systemd.import_credentials=no efi=noruntime lockdown=integrity" +
 			" roothash=" + strings.Repeat("ab", 32) + " systemd.verity_root_data=UUID=" + rootUUID + " systemd.verity_root_hash=UUID=" + rootUUID +
 			" systemd.verity_root_options=hash-offset=4096,panic-on-corruption",
 		initrd: map[string]string{

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -28,6 +29,10 @@ func (r *rootAudit) placedFile(name string, info fs.FileInfo) {
 			r.add(p.installed, name, "%s", detail)
 		}
 	case !mode.IsRegular():
+	case strings.HasPrefix(base, "efivarfs.ko"):
+		r.efivarfs = true
+	case slices.Contains(assemblyRules, base) && strings.HasSuffix(path.Dir(name), "udev/rules.d"):
+		r.add("auto-assembly", name, "it is there")
 	case base == "authorized_keys" || base == "authorized_keys2":
 		r.authorizedKeysIn(name)
 	case strings.HasPrefix(base, "ssh_host_") && strings.HasSuffix(base, "_key"), strings.HasPrefix(base, "dropbear_") && strings.HasSuffix(base, "_host_key"):

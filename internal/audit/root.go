@@ -20,6 +20,7 @@ type rootAudit struct {
 	units     *units
 	named     map[string]bool // units that were looked for by their names
 	found     map[string]bool // rules that were reported
+	efivarfs  bool            // there is a module of the kernel that shows firmware's variables
 }
 
 // maxConfig bounds a configuration file that is read, in bytes.
@@ -69,7 +70,7 @@ func (r *rootAudit) first(names ...string) (string, bool) {
 }
 
 // root looks at a root file system.
-func (a *auditor) root(p *partition) error {
+func (a *auditor) root(p *partition) (*rootAudit, error) {
 	r := &rootAudit{a: a, partition: p.Number, fs: p.fs, named: map[string]bool{}, found: map[string]bool{}}
 	r.units = a.readUnits(r)
 	r.remote()
@@ -82,12 +83,12 @@ func (a *auditor) root(p *partition) error {
 	files, err := r.files()
 	a.report.Audited = append(a.report.Audited, Audited{Partition: p.Number, Kind: p.kind, Files: files})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if nested := nestedImage(p.fs); nested != "" {
 		r.add("nested-image", nested, "it may be the root file system that really runs")
 	}
-	return nil
+	return r, nil
 }
 
 // sbins returns the places where a program of the system may be.
@@ -174,7 +175,7 @@ func (r *rootAudit) sshGenerator() {
 	}
 	off := len(r.a.ukis) > 0
 	for _, u := range r.a.ukis {
-		on, present := isOn(u.words, "systemd.ssh_auto")
+		on, present := isOn(u.line.systemd, "systemd.ssh_auto")
 		off = off && present && !on && !u.sshListen
 	}
 	if !off {
@@ -187,7 +188,7 @@ func (r *rootAudit) cloudInit() {
 	names := []string{"cloud-init.service", "cloud-init-local.service", "cloud-init-main.service", "cloud-init-network.service", "cloud-config.service", "cloud-final.service", "cloud-init.target"}
 	_, disabled := r.first("etc/cloud/cloud-init.disabled")
 	for _, u := range r.a.ukis { // which goes before the file
-		if value, ok := option(u.words, "cloud-init"); ok {
+		if value, ok := option(u.line.systemd, "cloud-init"); ok {
 			disabled = value == "disabled"
 		}
 	}
@@ -223,7 +224,7 @@ func (r *rootAudit) consoles() {
 		}
 	}
 	serial := slices.ContainsFunc(r.a.ukis, func(u *ukiAudit) bool {
-		on, present := isOn(u.words, "systemd.getty_auto")
+		on, present := isOn(u.line.systemd, "systemd.getty_auto")
 		return u.serial && (on || !present)
 	})
 	if name, ok := r.first("usr/lib/systemd/system-generators/systemd-getty-generator", "lib/systemd/system-generators/systemd-getty-generator"); ok && serial {
@@ -239,6 +240,13 @@ func (r *rootAudit) consoles() {
 		r.named[unit] = true
 		if r.units.leadsTo("default.target", unit) {
 			r.report("rescue-target", r.units.linkPlace(r, "default.target"), "default.target is %s", unit)
+		}
+		for _, u := range r.a.ukis {
+			for _, w := range u.wants {
+				if r.units.leadsTo(w.unit, unit) {
+					r.report("rescue-target", w.at, "%.100s is %s", w.unit, unit)
+				}
+			}
 		}
 	}
 	for _, unit := range []string{"emergency.service", "rescue.service"} {
@@ -265,7 +273,7 @@ func (r *rootAudit) consoles() {
 // first boot.
 func (r *rootAudit) firstBoot() bool {
 	for _, u := range r.a.ukis {
-		if on, present := isOn(u.words, "systemd.condition_first_boot"); present {
+		if on, present := isOn(u.line.systemd, "systemd.condition_first_boot"); present {
 			return on
 		}
 	}

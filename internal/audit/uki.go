@@ -16,8 +16,8 @@ import (
 // ukiAudit is what the audit of the root file system asks about the unified
 // kernel image that starts it.
 type ukiAudit struct {
-	at     place // of the image
-	words  []string
+	at     place   // of the image
+	line   line    // its own and that of add-ons behind it
 	initrd *initrd // nil when it could not be read
 
 	initrdWords []string // what the initrd adds to the command line
@@ -47,25 +47,28 @@ func (a *auditor) uki(esp *disk.Partition, name string, image *efi.Image) {
 	a.report.Audited = append(a.report.Audited, Audited{Partition: esp.Number, Path: name, Kind: "UKI"})
 	a.readInitrd(u, image)
 	found := false
+	var texts []string
 	for _, section := range image.Sections {
 		if section.Name != ".cmdline" {
 			continue
 		}
 		found = true
-		words, err := sectionWords(image, section)
+		text, err := sectionText(image, section)
 		if err != nil {
 			a.add("file-not-read", u.in(".cmdline"), "%v", err)
 			continue
 		}
-		u.words = append(u.words, words...)
-		a.commandLine(u.in(".cmdline"), u, words)
-		a.absent(u, words)
+		texts = append(texts, text)
+		l := parseLine(text)
+		a.commandLine(u.in(".cmdline"), u, l.words)
+		a.absent(u, l)
 	}
 	// An add-on's comes behind the image's own.
 	for _, add := range a.addons {
-		u.words = append(u.words, add.words...)
-		a.commandLine(add.at, u, add.words)
+		texts = append(texts, add.text)
+		a.commandLine(add.at, u, commandLineWords(add.text))
 	}
+	u.line = parseLine(strings.Join(texts, " "))
 	if !found {
 		a.add("command-line-not-in-uki", u.at, "it has no section .cmdline")
 	}
@@ -78,36 +81,36 @@ type foundUKI struct {
 	image *efi.Image
 }
 
-// addonWords are the command line of an add-on.
-type addonWords struct {
-	at    place
-	words []string
+// addonLine is the command line of an add-on.
+type addonLine struct {
+	at   place
+	text string
 }
 
 // addon reads the command line of an add-on.
 func (a *auditor) addon(at place, file *disk.File) {
 	image, err := efi.ParseImage(file, file.Size())
 	if err == nil {
-		var words []string
-		if words, err = commandLine(image); err == nil {
+		var text string
+		if text, err = commandLine(image); err == nil {
 			at.path += "#.cmdline"
-			a.addons = append(a.addons, addonWords{at, words})
+			a.addons = append(a.addons, addonLine{at, text})
 			return
 		}
 	}
 	a.add("file-not-read", at, "%v", err)
 }
 
-func sectionWords(image *efi.Image, section efi.Section) ([]string, error) {
+func sectionText(image *efi.Image, section efi.Section) (string, error) {
 	if section.VirtualSize > maxCommandLine {
-		return nil, fmt.Errorf("its command line has %d bytes", section.VirtualSize)
+		return "", fmt.Errorf("its command line has %d bytes", section.VirtualSize)
 	}
 	content := make([]byte, section.VirtualSize)
 	if n, err := image.Content(section).ReadAt(content, 0); n < len(content) {
-		return nil, fmt.Errorf("read its command line: %w", err)
+		return "", fmt.Errorf("read its command line: %w", err)
 	}
 	text, _, _ := strings.Cut(string(content), "\x00")
-	return commandLineWords(text), nil
+	return text, nil
 }
 
 // maxInitrd bounds the sections that an initrd is read from, in bytes.
@@ -185,20 +188,20 @@ func (a *auditor) verityOptions(u *ukiAudit) {
 		options string
 	}
 	var sources []source
-	if hash, ok := option(u.words, "roothash"); ok && hash != "" {
-		on, present := isOn(u.words, "systemd.verity")
-		rdOn, rdPresent := isOn(u.words, "rd.systemd.verity")
+	if hash, ok := option(u.line.systemd, "roothash"); ok && hash != "" {
+		on, present := isOn(u.line.systemd, "systemd.verity")
+		rdOn, rdPresent := isOn(u.line.systemd, "rd.systemd.verity")
 		if present && !on || rdPresent && !rdOn {
 			a.add("root-not-verified", u.in(".cmdline"), "systemd.verity is off")
 		} else {
 			u.verified = true
-			u.verityData, _ = option(u.words, "systemd.verity_root_data")
-			u.verityHash, _ = option(u.words, "systemd.verity_root_hash")
-			options, _ := option(u.words, "systemd.verity_root_options")
+			u.verityData, _ = option(u.line.systemd, "systemd.verity_root_data")
+			u.verityHash, _ = option(u.line.systemd, "systemd.verity_root_hash")
+			options, _ := option(u.line.systemd, "systemd.verity_root_options")
 			sources = append(sources, source{u.in(".cmdline"), options})
 		}
 	}
-	kiwi, _ := option(u.words, "rd.kiwi.verity_options")
+	kiwi, _ := option(u.line.systemd, "rd.kiwi.verity_options")
 	if u.initrd != nil {
 		file, err := u.initrd.file("etc/veritytab")
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -223,10 +226,10 @@ func (a *auditor) verityOptions(u *ukiAudit) {
 		}
 	}
 	// dracut reads what lies in the initrd before the command line.
-	if root, ok := option(append(slices.Clone(u.initrdWords), u.words...), "root"); ok && u.verified && aroundVerity(root) {
+	if root, ok := option(append(slices.Clone(u.initrdWords), u.line.systemd...), "root"); ok && u.verified && aroundVerity(root) {
 		a.add("root-not-verified", u.in(".cmdline"), "root=%.100s does not name the device that verity makes", root)
 	}
-	if usr, ok := option(u.words, "mount.usr"); ok && aroundVerity(usr) {
+	if usr, ok := option(u.line.systemd, "mount.usr"); ok && aroundVerity(usr) {
 		a.add("root-not-verified", u.in(".cmdline"), "mount.usr=%.100s does not name a device that verity makes", usr)
 	}
 	for _, s := range sources {
