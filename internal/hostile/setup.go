@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/org/attestable-image-action/internal/disk"
 	"github.com/org/attestable-image-action/internal/efi"
@@ -143,6 +144,8 @@ type image struct {
 type machine struct {
 	image   *image
 	options vm.Options // of every boot
+	// handOver is the time to the hand-over without any input, 0 until it is known.
+	handOver time.Duration
 }
 
 // boot implements booter.
@@ -174,6 +177,10 @@ func (m *machine) boot(ctx context.Context, inputs []Input, toHandOver bool) (_ 
 	o.UntilIdle = !toHandOver
 	if toHandOver {
 		o.Until = nil
+		if m.handOver > 0 {
+			// What keeps the firmware that long keeps it for ever.
+			o.TimeLimit = min(o.TimeLimit, time.Minute+5*m.handOver)
+		}
 	}
 	for text := range s.signs {
 		o.Signs = append(o.Signs, text)
@@ -198,6 +205,9 @@ func (m *machine) boot(ctx context.Context, inputs []Input, toHandOver bool) (_ 
 	case outcome.Ended != "":
 	case o.UntilIdle && o.Until != nil && !result.Reached:
 		outcome.Ended, outcome.Failed = "the awaited text did not appear on the serial line", true
+	}
+	if len(inputs) == 0 {
+		m.handOver = result.HandOverAfter
 	}
 	if result.AtHandOver != nil {
 		values := result.AtEnd

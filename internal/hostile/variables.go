@@ -272,16 +272,24 @@ const (
 	subsystemDriver      = 11
 )
 
-// minimalPE is an EFI image that returns success.
+// minimalPE is an EFI image that does nothing. A driver returns success; an application
+// returns EFI_NOT_FOUND, or the firmware would show its menu instead of going on.
 func minimalPE(x86 bool, subsystem uint16) []byte {
 	le := binary.LittleEndian
 	b := make([]byte, 0x400)
 	copy(b, "MZ")
 	le.PutUint32(b[0x3c:], 0x40)
 	copy(b[0x40:], "PE\x00\x00")
-	machine, code := uint16(0x8664), []byte{0x31, 0xc0, 0xc3} // xor eax,eax; ret
+	// mov rax, 0x800000000000000e; ret, and mov x0, #14; movk x0, #0x8000, lsl #48; ret
+	machine, code := uint16(0x8664), []byte{0x48, 0xb8, 0x0e, 0, 0, 0, 0, 0, 0, 0x80, 0xc3}
 	if !x86 {
-		machine, code = 0xaa64, []byte{0x00, 0x00, 0x80, 0xd2, 0xc0, 0x03, 0x5f, 0xd6} // mov x0,#0; ret
+		machine, code = 0xaa64, []byte{0xc0, 0x01, 0x80, 0xd2, 0x00, 0x00, 0xf0, 0xf2, 0xc0, 0x03, 0x5f, 0xd6}
+	}
+	if subsystem == subsystemDriver {
+		code = []byte{0x31, 0xc0, 0xc3} // xor eax, eax; ret
+		if !x86 {
+			code = []byte{0x00, 0x00, 0x80, 0xd2, 0xc0, 0x03, 0x5f, 0xd6} // mov x0, #0; ret
+		}
 	}
 	coff := b[0x44:]
 	le.PutUint16(coff, machine)
