@@ -251,7 +251,10 @@ func byConsoles() []Input {
 		{ID: "serial-sysrq", Name: "serial console: break and SysRq keys", From: Owner, Excludes: "serial", put: func(s *setup) error {
 			s.showsOnSerial("sysrq: ", "the kernel obeys SysRq on the serial line")
 			s.operate = append(s.operate, func(ctx context.Context, o *vm.Operator) error {
-				for waitFor(ctx, o.HandedOver, time.Second) {
+				for range 60 { // a kernel that answers is never idle
+					if !waitFor(ctx, o.HandedOver, time.Second) {
+						return nil
+					}
 					if err := o.Break(); err != nil {
 						return err
 					}
@@ -288,7 +291,10 @@ func byConsoles() []Input {
 				for _, key := range []string{"ctrl", "alt", "delete"} {
 					keys = append(keys, map[string]any{"type": "qcode", "data": key})
 				}
-				for waitFor(ctx, o.HandedOver, 10*time.Second) {
+				for range 8 {
+					if !waitFor(ctx, o.HandedOver, 10*time.Second) {
+						return nil
+					}
 					if err := o.Command("send-key", map[string]any{"keys": keys}, nil); err != nil {
 						return err
 					}
