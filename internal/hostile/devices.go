@@ -64,6 +64,22 @@ func byDisks() []Input {
 			}
 			return path, run(cryptsetup, "luksFormat", "--batch-mode", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--label", "root", path, key)
 		}),
+		attachedDisk("btrfs", "an attached disk: btrfs labelled root", "virtio-blk-pci", func(s *setup) (string, error) {
+			mkfs, err := tool("mkfs.btrfs", "btrfs-progs")
+			if err != nil {
+				return "", err
+			}
+			path, err := s.file(nil)
+			if err == nil {
+				err = os.Truncate(path, 128<<20)
+			}
+			if err != nil {
+				return "", err
+			}
+			uuid := s.uuid()
+			s.shows("first mount of filesystem "+uuid, "the kernel mounted it")
+			return path, run(mkfs, "-q", "-L", "root", "-U", uuid, path)
+		}),
 		attachedDisk("nocloud", "an attached disk: cloud-init's NoCloud (label cidata) with a script", "virtio-blk-pci", func(s *setup) (string, error) {
 			return s.fatWith("CIDATA", map[string]string{
 				"meta-data": "instance-id: hostile\nlocal-hostname: hostile\n",

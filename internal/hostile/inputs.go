@@ -38,7 +38,32 @@ type Input struct {
 
 // All are the inputs that the battery knows, those that matter most first.
 func All() []Input {
-	return slices.Concat(byVariables(), byCredentials(), byPartitions(), byDisks(), byESP(), byConsoles(), byNetwork(), byMachine())
+	return slices.Concat(byVariables(), byCredentials(), byPartitions(), byDisks(), byESP(), byConsoles(), byNetwork(), byMachine(), untried())
+}
+
+// untried are inputs that the battery cannot give yet: a report names them, so that
+// nobody takes its list for all that there is.
+func untried() []Input {
+	list := []struct {
+		id, name string
+		from     Source
+		why      string
+	}{
+		{"efi-key-option", "EFI variable Key0000: a key that starts another boot option", Registrar, "nobody presses the key before the firmware looks; serial-firmware-keys presses others"},
+		{"attached-lvm", "an attached disk: an LVM volume group", Owner, "without device mapper no program makes one in a file"},
+		{"attached-multipath", "attached disks: two paths to one disk", Owner, "QEMU's devices here are single paths"},
+		{"attached-bcache", "an attached disk: a cache of bcache", Owner, "no program makes one here"},
+		{"iscsi-firmware", "ACPI table iBFT: an iSCSI disk", Hypervisor, "it needs an iSCSI target"},
+		{"network-neighbours", "network: router advertisements and DHCPv6 of a stranger", Network, "QEMU's network has one router, which says no more than addresses"},
+		{"device-tree", "device tree", Hypervisor, "the firmware gives the operating system ACPI"},
+		{"memory-size", "another size of memory", Hypervisor, "--memory chooses it"},
+		{"tpm-state", "what the TPM kept from earlier boots", Owner, "each boot has a new TPM"},
+	}
+	inputs := make([]Input, 0, len(list))
+	for _, u := range list {
+		inputs = append(inputs, Input{ID: u.id, Name: u.name, From: u.from, put: func(*setup) error { return notTried(u.why) }})
+	}
+	return inputs
 }
 
 func encoded(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }

@@ -58,6 +58,8 @@ var plain = []struct {
 	{"StubPcrKernelParameters", "the PCR of the command line", loaderVendor, efi.UTF16Text("23")},
 	{"StubPcrInitRDSysExts", "the PCR of extensions", loaderVendor, efi.UTF16Text("23")},
 	{"StubProfile", "the profile that was booted", loaderVendor, efi.UTF16Text("hostile")},
+	{"dbDefault", "the firmware's first db", efi.GlobalVariable, []byte("hostile")},
+	{"OsIndications", "that an update of the firmware lies on the disk", efi.GlobalVariable, []byte{4, 0, 0, 0, 0, 0, 0, 0}},
 	{"Timeout", "how long the firmware waits", efi.GlobalVariable, []byte{1, 0}},
 	{"PlatformLang", "the firmware's language", efi.GlobalVariable, []byte("fr-FR\x00")},
 	{"ConIn", "the firmware's keyboard", efi.GlobalVariable, []byte{0x7f, 0xff, 4, 0}},
