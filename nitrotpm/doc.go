@@ -23,7 +23,9 @@
 // is refused as long as it does not say how freshness and the image are to be
 // proved, so that nothing is left unchecked by omission. PCR 12 is among what has to
 // be compared: without it a command line from outside the unified kernel image goes
-// unnoticed (GHSA-xrv8-2pf5-f3q7). There is no revocation list to ask: the
+// unnoticed (GHSA-xrv8-2pf5-f3q7). So are PCR 2 and 13, with the values that they have
+// where nothing was added ([IdentityPCRs]): with Secure Boot off, a UEFI variable of the
+// AMI can have firmware load a driver that shows in PCR 2 alone. There is no revocation list to ask: the
 // certificate that signs a document is valid for about three hours.
 //
 // What a document does not say: that the instance still is in this state (ask

@@ -1,7 +1,6 @@
 package nitrotpm
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -29,8 +28,12 @@ type Policy struct {
 	// was stored. A replay is then noticed by its age only.
 	AnyNonce bool
 	// Accept are the generations of the image, of which one must match in every
-	// PCR that it names.
+	// PCR that it names, and in those of IdentityPCRs.
 	Accept []Reference
+	// WithoutPCRs are PCRs that are not compared although they belong to
+	// IdentityPCRs: 2, for an instance type with an option ROM, or 13. The verdict
+	// says that they were left out.
+	WithoutPCRs []int
 	// AnyPCRs accepts every image. The verdict then says who the instance is, and
 	// not what it runs.
 	AnyPCRs bool
@@ -44,23 +47,22 @@ type Policy struct {
 type Reference struct {
 	// Name says where the values come from, for people.
 	Name string
-	// PCRs are values of 48 bytes by number.
+	// PCRs are values of 48 bytes by number. A reference that lacks PCR 2 or 13 of
+	// IdentityPCRs means an instance to which nothing was added: the separator in PCR 2,
+	// zero in PCR 13.
 	PCRs map[int][]byte
 	// SecureBoot says that the values are those of a boot with Secure Boot on.
 	SecureBoot bool
 }
 
-// noSecureBoot is PCR 7 of firmware with Secure Boot off and without keys, on EC2
-// as well as under OVMF: it tells nothing of the image.
-const noSecureBoot = "98441c7f7625d10058c47683aec486ce311c633235eb555593a7ee791121e3578ae72d04ecef661f272d59058b77af35"
-
 // Validate says whether the values identify an image. With Secure Boot off that
 // takes PCR 4 and 12; with Secure Boot on PCR 7 or 4, and 12. Without PCR 12 a
 // command line from outside the unified kernel image goes unnoticed
-// (GHSA-xrv8-2pf5-f3q7).
+// (GHSA-xrv8-2pf5-f3q7). Values that fit every image, such as PCR 7 of an instance
+// without Secure Boot, identify none.
 func (r Reference) Validate() error {
 	fail := func(format string, args ...any) error {
-		return fmt.Errorf("the reference %s %s", r.Name, fmt.Sprintf(format, args...))
+		return fmt.Errorf("the reference %s %w", r.Name, fmt.Errorf(format, args...))
 	}
 	for n, value := range r.PCRs {
 		if n < 0 || n >= PCRCount {
@@ -70,31 +72,48 @@ func (r Reference) Validate() error {
 			return fail("has a PCR %d of %d bytes; one of the SHA-384 bank has %d", n, len(value), PCRSize)
 		}
 	}
-	if r.PCRs[12] == nil {
-		return fail("lacks PCR 12: without it a changed command line goes unnoticed")
-	}
-	if r.PCRs[4] != nil {
-		return nil
-	}
+	identity := 4
 	switch {
+	case r.PCRs[12] == nil:
+		return fail("lacks PCR 12: without it a changed command line goes unnoticed")
+	case r.bySigner():
+		identity = 7
+	case r.PCRs[4] != nil:
 	case !r.SecureBoot:
 		return fail("lacks PCR 4: with Secure Boot off nothing else says which image was booted")
-	case r.PCRs[7] == nil:
+	default:
 		return fail("lacks PCR 7, and PCR 4: nothing says which image was booted, or who signed it")
-	case hex.EncodeToString(r.PCRs[7]) == noSecureBoot:
-		return fail("has the PCR 7 of every instance with Secure Boot off, and lacks PCR 4: nothing says which image was booted")
+	}
+	if err := r.checkValues(identity); err != nil {
+		return fail("does not identify an image: %w", err)
 	}
 	return nil
 }
 
-// matches compares every PCR that the reference names.
-func (r Reference) matches(d *Document) bool { return len(r.differences(d)) == 0 }
+// bySigner says whether PCR 7 with Secure Boot on identifies what was booted.
+func (r Reference) bySigner() bool { return r.SecureBoot && r.PCRs[7] != nil }
 
-// differences are the PCRs that are not as the reference says, in order.
-func (r Reference) differences(d *Document) []int {
+// expected are the values that an instance must have for the policy to accept it as
+// one of r: those that r names and those of IdentityPCRs that it lacks, without what
+// the policy leaves out.
+func (p Policy) expected(r Reference) map[int][]byte {
+	values := maps.Clone(r.PCRs)
+	for _, n := range IdentityPCRs(r.bySigner()) {
+		if values[n] == nil && slices.Contains(optional, n) {
+			values[n] = usual(n)
+		}
+	}
+	for _, n := range p.WithoutPCRs {
+		delete(values, n)
+	}
+	return values
+}
+
+// differences are the PCRs of a document that are not as expected, in order.
+func differences(expected map[int][]byte, d *Document) []int {
 	var numbers []int
-	for _, n := range slices.Sorted(maps.Keys(r.PCRs)) {
-		if d.PCRs[n] == nil || !slices.Equal(r.PCRs[n], d.PCRs[n]) {
+	for _, n := range slices.Sorted(maps.Keys(expected)) {
+		if d.PCRs[n] == nil || !slices.Equal(expected[n], d.PCRs[n]) {
 			numbers = append(numbers, n)
 		}
 	}
@@ -117,6 +136,11 @@ func (p Policy) Validate() error {
 	}
 	if p.Nonce != nil && (len(p.Nonce) == 0 || len(p.Nonce) > MaxField) {
 		return fmt.Errorf("the policy's nonce has %d bytes; between 1 and %d are possible", len(p.Nonce), MaxField)
+	}
+	for _, n := range p.WithoutPCRs {
+		if !slices.Contains(optional, n) {
+			return fmt.Errorf("the policy leaves out PCR %d: of those that identify an image only PCR 2 and 13 can be left out", n)
+		}
 	}
 	for _, r := range p.Accept {
 		if err := r.Validate(); err != nil {

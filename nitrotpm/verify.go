@@ -40,6 +40,8 @@ type Verdict struct {
 	// Generation is the name of the accepted reference that matches; empty where
 	// none does.
 	Generation string `json:"generation,omitempty"`
+	// Notes are for people: what was seen and decides nothing.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // RefusedError says that a document is not what the policy demands.
@@ -61,6 +63,7 @@ const clockSkew = time.Minute
 
 const (
 	any0    = "any"
+	leftOut = "any: the policy leaves it out"
 	nothing = "nothing"
 )
 
@@ -238,21 +241,35 @@ func (p Policy) checkPCRs(v *Verdict, d *Document) {
 	}
 	closest := p.Accept[0]
 	for _, r := range p.Accept {
-		if r.matches(d) {
+		if len(differences(p.expected(r), d)) == 0 {
 			v.Generation, closest = r.Name, r
 			break
 		}
-		if len(r.differences(d)) < len(closest.differences(d)) {
+		if len(differences(p.expected(r), d)) < len(differences(p.expected(closest), d)) {
 			closest = r
 		}
 	}
-	differ := closest.differences(d)
-	for _, n := range slices.Sorted(maps.Keys(closest.PCRs)) {
+	expected := p.expected(closest)
+	differ := differences(expected, d)
+	for _, n := range slices.Sorted(slices.Values(slices.Concat(slices.Collect(maps.Keys(expected)), p.WithoutPCRs))) {
 		found := nothing
 		if d.PCRs[n] != nil {
 			found = hex.EncodeToString(d.PCRs[n])
 		}
-		v.add("PCR "+strconv.Itoa(n), hex.EncodeToString(closest.PCRs[n]), found, !slices.Contains(differ, n))
+		name, wrong := "PCR "+strconv.Itoa(n), slices.Contains(differ, n)
+		switch {
+		case expected[n] == nil:
+			v.add(name, leftOut, found, true)
+			continue
+		case wrong && explained[n] != "":
+			found += ": " + explained[n]
+		}
+		v.add(name, hex.EncodeToString(expected[n]), found, !wrong)
+	}
+	// With Secure Boot on a driver had to be signed, and may belong to the signer's
+	// images: it is told, and refuses nothing.
+	if closest.bySigner() && expected[2] == nil && !slices.Contains(p.WithoutPCRs, 2) && d.PCRs[2] != nil && !bytes.Equal(d.PCRs[2], usual(2)) {
+		v.Notes = append(v.Notes, "PCR 2 is "+hex.EncodeToString(d.PCRs[2])+", not firmware's separator alone: the firmware loaded a driver that Secure Boot let run, or this instance type has an option ROM")
 	}
 }
 

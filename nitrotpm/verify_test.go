@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha512"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
@@ -42,6 +43,19 @@ func TestVerify(t *testing.T) {
 		}},
 		{"Secure Boot: PCR 7 and 12", func(_ *document, p *nitrotpm.Policy) {
 			p.Accept = []nitrotpm.Reference{{Name: "image:v1", SecureBoot: true, PCRs: map[int][]byte{7: pcrs()[7], 12: pcrs()[12]}}}
+		}},
+		{"Secure Boot and a driver, which is told", func(d *document, p *nitrotpm.Policy) {
+			d.payload["nitrotpm_pcrs"] = withPCR(2, driverLoaded)
+			p.Accept = []nitrotpm.Reference{{Name: "image:v1", SecureBoot: true, PCRs: map[int][]byte{7: pcrs()[7], 12: pcrs()[12]}}}
+		}},
+		{"a driver, and PCR 2 left out", func(d *document, p *nitrotpm.Policy) {
+			d.payload["nitrotpm_pcrs"], p.WithoutPCRs = withPCR(2, driverLoaded), []int{2}
+		}},
+		{"a driver that the reference expects", func(d *document, p *nitrotpm.Policy) {
+			d.payload["nitrotpm_pcrs"], p.Accept[0].PCRs[2] = withPCR(2, driverLoaded), driverLoaded
+		}},
+		{"an extension, and PCR 13 left out", func(d *document, p *nitrotpm.Policy) {
+			d.payload["nitrotpm_pcrs"], p.WithoutPCRs = withPCR(13, driverLoaded), []int{13, 2}
 		}},
 		{"any nonce, any PCRs", func(_ *document, p *nitrotpm.Policy) {
 			p.Nonce, p.AnyNonce, p.Accept, p.AnyPCRs = nil, true, nil, true
@@ -233,8 +247,29 @@ func TestVerifyRefuses(t *testing.T) {
 				{Name: "v1", PCRs: map[int][]byte{4: pcrs()[4], 12: other}}, {Name: "v2", PCRs: map[int][]byte{4: other, 12: pcrs()[12]}},
 			}
 		}, "PCR 12", "00000000"},
+		{"a driver that firmware loaded", func(d *document, _ *nitrotpm.Policy) {
+			d.payload["nitrotpm_pcrs"] = withPCR(2, driverLoaded)
+		}, "PCR 2", "aaaaaa: the firmware loaded a driver that is not part of the image, or this instance type has an option ROM"},
+		{"PCR 2 missing", func(d *document, _ *nitrotpm.Policy) {
+			values := pcrs()
+			delete(values, 2)
+			d.payload["nitrotpm_pcrs"] = values
+		}, "PCR 2", "nothing"},
+		{"an extension beside the kernel image", func(d *document, _ *nitrotpm.Policy) {
+			d.payload["nitrotpm_pcrs"] = withPCR(13, driverLoaded)
+		}, "PCR 13", "aaaaaa: an extension image lies beside"},
+		{"an extension with Secure Boot", func(d *document, p *nitrotpm.Policy) {
+			d.payload["nitrotpm_pcrs"] = withPCR(13, driverLoaded)
+			p.Accept = []nitrotpm.Reference{{Name: "v1", SecureBoot: true, PCRs: map[int][]byte{7: pcrs()[7], 12: pcrs()[12]}}}
+		}, "PCR 13", "aaaaaa"},
+		{"a driver, and PCR 13 left out", func(d *document, p *nitrotpm.Policy) {
+			d.payload["nitrotpm_pcrs"], p.WithoutPCRs = withPCR(2, driverLoaded), []int{13}
+		}, "PCR 2", "aaaaaa"},
+		{"a driver, Secure Boot claimed, and no PCR 7", func(d *document, p *nitrotpm.Policy) {
+			d.payload["nitrotpm_pcrs"], p.Accept[0].SecureBoot = withPCR(2, driverLoaded), true
+		}, "PCR 2", "aaaaaa"},
 		{"other PCR 7 with Secure Boot", func(_ *document, p *nitrotpm.Policy) {
-			p.Accept = []nitrotpm.Reference{{Name: "v1", SecureBoot: true, PCRs: map[int][]byte{7: make([]byte, 48), 12: pcrs()[12]}}}
+			p.Accept = []nitrotpm.Reference{{Name: "v1", SecureBoot: true, PCRs: map[int][]byte{7: bytes.Repeat([]byte{9}, 48), 12: pcrs()[12]}}}
 		}, "PCR 7", "08000000"},
 
 		// What the instance says.
@@ -270,6 +305,42 @@ func TestVerifyRefuses(t *testing.T) {
 	}
 }
 
+var driverLoaded = bytes.Repeat([]byte{0xaa}, 48)
+
+func withPCR(n int, value []byte) map[int][]byte {
+	values := pcrs()
+	values[n] = value
+	return values
+}
+
+// TestVerdictSaysWhatWasLeftOut: a verdict without PCR 2 or 13 cannot be taken for one
+// with them.
+func TestVerdictSaysWhatWasLeftOut(t *testing.T) {
+	i := newIssuer(t)
+	d, p := i.newDocument(), i.policy()
+	d.payload["nitrotpm_pcrs"] = withPCR(2, driverLoaded)
+	parsed, err := nitrotpm.Parse(d.bytes(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.WithoutPCRs = []int{2}
+	verdict, err := p.Verify(parsed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]string{}
+	for _, c := range verdict.Checks {
+		names[c.Name] = c.Expected
+	}
+	if names["PCR 2"] != "any: the policy leaves it out" || names["PCR 13"] != strings.Repeat("0", 96) || len(verdict.Notes) != 0 {
+		t.Errorf("checks %+v, notes %q", verdict.Checks, verdict.Notes)
+	}
+	p.WithoutPCRs, p.Accept = nil, []nitrotpm.Reference{{Name: "v1", SecureBoot: true, PCRs: map[int][]byte{7: pcrs()[7], 12: pcrs()[12]}}}
+	if verdict, err = p.Verify(parsed); err != nil || len(verdict.Notes) != 1 || !strings.Contains(verdict.Notes[0], "a driver that Secure Boot let run") {
+		t.Errorf("verdict %+v, %v", verdict, err)
+	}
+}
+
 // TestVerifyNotParsed: what Parse did not read is no document, and no panic either.
 func TestVerifyNotParsed(t *testing.T) {
 	p := newIssuer(t).policy()
@@ -278,6 +349,17 @@ func TestVerifyNotParsed(t *testing.T) {
 			t.Errorf("%s: verdict %v, error %v", name, verdict, err)
 		}
 	}
+}
+
+// extended is a PCR after events with these data.
+func extended(events ...[]byte) []byte {
+	value := make([]byte, 48)
+	for _, data := range events {
+		digest := sha512.Sum384(data)
+		next := sha512.Sum384(append(value, digest[:]...))
+		value = next[:]
+	}
+	return value
 }
 
 func TestPolicyValidate(t *testing.T) {
@@ -301,8 +383,24 @@ func TestPolicyValidate(t *testing.T) {
 			delete(p.Accept[0].PCRs, 4)
 		}, "lacks PCR 7"},
 		{"PCR 7 of an instance without Secure Boot", func(p *nitrotpm.Policy) {
-			off, _ := new(big.Int).SetString("98441c7f7625d10058c47683aec486ce311c633235eb555593a7ee791121e3578ae72d04ecef661f272d59058b77af35", 16)
-			p.Accept[0] = nitrotpm.Reference{Name: "v1", SecureBoot: true, PCRs: map[int][]byte{7: off.Bytes(), 12: make([]byte, 48)}}
+			off := mustHex("98441c7f7625d10058c47683aec486ce311c633235eb555593a7ee791121e3578ae72d04ecef661f272d59058b77af35")
+			p.Accept[0] = nitrotpm.Reference{Name: "v1", SecureBoot: true, PCRs: map[int][]byte{7: off, 12: make([]byte, 48)}}
+		}, "every instance with Secure Boot off"},
+		{"no PCR 4 to leave out", func(p *nitrotpm.Policy) { p.WithoutPCRs = []int{4} }, "only PCR 2 and 13 can be left out"},
+		{"no PCR 12 to leave out", func(p *nitrotpm.Policy) { p.WithoutPCRs = []int{2, 12} }, "the policy leaves out PCR 12"},
+		{"zero in PCR 4", func(p *nitrotpm.Policy) { p.Accept[0].PCRs[4] = make([]byte, 48) }, "PCR 4 is zero"},
+		{"ones in PCR 4", func(p *nitrotpm.Policy) { p.Accept[0].PCRs[4] = bytes.Repeat([]byte{0xff}, 48) }, "PCR 4 is all ones"},
+		{"zero in PCR 2", func(p *nitrotpm.Policy) { p.Accept[0].PCRs[2] = make([]byte, 48) }, "PCR 2 is zero"},
+		{"ones in PCR 13", func(p *nitrotpm.Policy) { p.Accept[0].PCRs[13] = bytes.Repeat([]byte{0xff}, 48) }, "PCR 13 is all ones"},
+		{"the separator in PCR 4", func(p *nitrotpm.Policy) { p.Accept[0].PCRs[4] = separatorOnly }, "PCR 4 is that of every machine on which firmware has started nothing"},
+		{"a boot attempt in PCR 4", func(p *nitrotpm.Policy) {
+			p.Accept[0].PCRs[4] = extended([]byte("Calling EFI Application from Boot Option"), make([]byte, 4))
+		}, "PCR 4 is that of every machine on which firmware has started nothing"},
+		{"the separator in PCR 7", func(p *nitrotpm.Policy) {
+			p.Accept[0] = nitrotpm.Reference{Name: "v1", SecureBoot: true, PCRs: map[int][]byte{7: separatorOnly, 12: make([]byte, 48)}}
+		}, "PCR 7 is that of firmware that records no variable"},
+		{"PCR 4, and PCR 7 of an instance without Secure Boot, which is said to be on", func(p *nitrotpm.Policy) {
+			p.Accept[0].SecureBoot, p.Accept[0].PCRs[7] = true, mustHex("98441c7f7625d10058c47683aec486ce311c633235eb555593a7ee791121e3578ae72d04ecef661f272d59058b77af35")
 		}, "every instance with Secure Boot off"},
 		{"PCR 24", func(p *nitrotpm.Policy) { p.Accept[0].PCRs[24] = make([]byte, 48) }, "PCR 24"},
 		{"PCR of SHA-256", func(p *nitrotpm.Policy) { p.Accept[0].PCRs[7] = make([]byte, 32) }, "32 bytes"},
