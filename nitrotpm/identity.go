@@ -30,9 +30,10 @@ func IdentityPCRs(secureBoot bool) []int {
 // does not depend on the image where nothing was added to it from outside.
 var optional = []int{2, 13}
 
-// usual is the value of an optional PCR of an instance to which nothing was added:
-// firmware's separator in PCR 2, zero in PCR 13.
-func usual(n int) []byte {
+// UsualPCR is the value of PCR 2 or 13 of an instance to which nothing was added:
+// firmware's separator alone in PCR 2, which does not depend on the image, and zero in
+// PCR 13.
+func UsualPCR(n int) []byte {
 	if n == 2 {
 		return extend(nil, separator)
 	}

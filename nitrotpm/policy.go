@@ -100,7 +100,7 @@ func (p Policy) expected(r Reference) map[int][]byte {
 	values := maps.Clone(r.PCRs)
 	for _, n := range IdentityPCRs(r.bySigner()) {
 		if values[n] == nil && slices.Contains(optional, n) {
-			values[n] = usual(n)
+			values[n] = UsualPCR(n)
 		}
 	}
 	for _, n := range p.WithoutPCRs {

@@ -268,7 +268,7 @@ func (p Policy) checkPCRs(v *Verdict, d *Document) {
 	}
 	// With Secure Boot on a driver had to be signed, and may belong to the signer's
 	// images: it is told, and refuses nothing.
-	if closest.bySigner() && expected[2] == nil && !slices.Contains(p.WithoutPCRs, 2) && d.PCRs[2] != nil && !bytes.Equal(d.PCRs[2], usual(2)) {
+	if closest.bySigner() && expected[2] == nil && !slices.Contains(p.WithoutPCRs, 2) && d.PCRs[2] != nil && !bytes.Equal(d.PCRs[2], UsualPCR(2)) {
 		v.Notes = append(v.Notes, "PCR 2 is "+hex.EncodeToString(d.PCRs[2])+", not firmware's separator alone: the firmware loaded a driver that Secure Boot let run, or this instance type has an option ROM")
 	}
 }

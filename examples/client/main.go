@@ -113,9 +113,9 @@ func readReference(name string) (nitrotpm.Reference, error) {
 		return nitrotpm.Reference{}, fmt.Errorf("%s: %w", name, err)
 	}
 	reference := nitrotpm.Reference{Name: name, PCRs: make(map[int][]byte)}
-	// 4 is the boot chain with the command line inside it, and 12 what came from
-	// outside. Policy.Verify refuses a reference without 12.
-	for _, n := range []int{4, 12} {
+	// 4 is the boot chain with the command line inside it, 2 what firmware loaded
+	// before it, 12 and 13 what came from outside.
+	for _, n := range nitrotpm.IdentityPCRs(false) {
 		if reference.PCRs[n], err = hex.DecodeString(document.Measurements[fmt.Sprintf("PCR%d", n)]); err != nil || len(reference.PCRs[n]) != nitrotpm.PCRSize {
 			return nitrotpm.Reference{}, fmt.Errorf("%s: it has no PCR %d of the SHA-384 bank", name, n)
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha512"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
@@ -22,6 +23,7 @@ import (
 	"github.com/org/attestable-image-action/internal/server"
 	"github.com/org/attestable-image-action/internal/testenv"
 	"github.com/org/attestable-image-action/internal/vm"
+	"github.com/org/attestable-image-action/nitrotpm"
 )
 
 type openTPM struct{ transport.TPM }
@@ -36,6 +38,11 @@ func TestClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	tpm := openTPM{emulated.Layer(testenv.SoftwareTPM(t))}
+	// What firmware records: its separator in PCR 2, and in PCR 4 what it started.
+	separator, started := sha512.Sum384(make([]byte, 4)), sha512.Sum384([]byte("an image"))
+	testenv.Extend(t, tpm, 2, separator[:])
+	testenv.Extend(t, tpm, 4, started[:])
+	pcr4 := sha512.Sum384(append(make([]byte, nitrotpm.PCRSize), started[:]...))
 	dir := t.TempDir()
 	write := func(name, content string) string {
 		t.Helper()
@@ -46,7 +53,7 @@ func TestClient(t *testing.T) {
 		return path
 	}
 	measurements := func(pcr12 string) string {
-		return fmt.Sprintf(`{"Measurements":{"HashAlgorithm":"SHA384","PCR4":"%096d","PCR12":%q}}`, 0, pcr12)
+		return fmt.Sprintf(`{"Measurements":{"HashAlgorithm":"SHA384","PCR2":"%x","PCR4":"%x","PCR12":%q,"PCR13":"%096d"}}`, nitrotpm.UsualPCR(2), pcr4, pcr12, 0)
 	}
 	zero := strings.Repeat("0", 96)
 	root := write("root.pem", string(emulated.RootPEM()))
@@ -126,7 +133,7 @@ func TestClient(t *testing.T) {
 		"another key later":      {"https://" + hijacker.Addr().String(), []string{"-measurements", good, "-root", root}, "another key than the one that is attested", false},
 		"no TLS":                 {"http" + strings.TrimPrefix(instance, "https"), []string{"-measurements", good}, "is not a URL as https://", false},
 		"no measurements":        {instance, nil, "-measurements at least once", false},
-		"a SHA-256 bank":         {instance, []string{"-measurements", write("short.json", `{"Measurements":{"PCR4":"00","PCR12":"00"}}`)}, "no PCR 4", false},
+		"a SHA-256 bank":         {instance, []string{"-measurements", write("short.json", `{"Measurements":{"PCR2":"00","PCR4":"00","PCR12":"00"}}`)}, "no PCR 2", false},
 		"a path that is away":    {instance, []string{"-measurements", good, "-root", root, "-path", "/v2"}, "404", false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -55,13 +55,13 @@ variable "kms_conditions" {
     condition = alltrue([
       for block in var.kms_conditions :
       anytrue([
-        for bound in [["4", "12"], ["7"]] :
+        for bound in [["2", "4", "12", "13"], ["7", "12", "13"]] :
         alltrue([
           for pcr in bound :
           can(jsondecode(block)["StringEqualsIgnoreCase"]["kms:RecipientAttestation:NitroTPMPCR${pcr}"])
         ])
       ])
     ])
-    error_message = "Each condition must bind PCR 4 and 12, or PCR 7."
+    error_message = "Each condition must bind PCR 2, 4, 12 and 13, or PCR 7, 12 and 13, as kms-policy prints it."
   }
 }

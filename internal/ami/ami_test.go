@@ -101,7 +101,7 @@ func document(disk []byte) *measure.Document {
 	pcr := hex.EncodeToString(sum[:]) + strings.Repeat("0", 32)
 	return &measure.Document{
 		SchemaVersion: 1, Architecture: "x86_64",
-		Measurements: measure.Measurements{HashAlgorithm: measure.SHA384, PCRs: map[int]string{4: pcr, 7: strings.Repeat("7", 96), 12: strings.Repeat("0", 96)}},
+		Measurements: measure.Measurements{HashAlgorithm: measure.SHA384, PCRs: map[int]string{2: strings.Repeat("2", 96), 4: pcr, 7: strings.Repeat("7", 96), 12: strings.Repeat("0", 96), 13: strings.Repeat("0", 96)}},
 		Disk:         &measure.DiskInfo{SHA256: hex.EncodeToString(sum[:]), Size: int64(len(disk))},
 	}
 }
@@ -429,7 +429,7 @@ func checkTags(t *testing.T, image types.Image, i *Image) {
 		"Name": aws.ToString(image.Name), "team": "a b",
 		"attestable-image:digest": i.Digest(), "attestable-image:repository": testOrigin.Repository,
 		"attestable-image:commit": testOrigin.Commit, "attestable-image:workflow": testOrigin.Workflow,
-		"attestable-image:pcr4": i.PCR(4), "attestable-image:pcr7": i.PCR(7), "attestable-image:pcr12": i.PCR(12),
+		"attestable-image:pcr2": i.PCR(2), "attestable-image:pcr13": i.PCR(13), "attestable-image:pcr4": i.PCR(4), "attestable-image:pcr7": i.PCR(7), "attestable-image:pcr12": i.PCR(12),
 		"attestable-image:artifact": tagValue(i.Reference()), "attestable-image:family": i.DefaultFamily(),
 	} {
 		if tags[key] != want || want == "" {

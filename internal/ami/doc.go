@@ -34,6 +34,3 @@ const (
 	tagOwner = tagPrefix + "owner" // the process: see owner
 	tagAlive = tagPrefix + "alive" // RFC 3339 of the run's last sign of life, or aliveDone
 )
-
-// boundPCRs are the PCRs that are told in tags.
-var boundPCRs = []int{4, 7, 12}

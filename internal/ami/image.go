@@ -83,8 +83,8 @@ func (i *Image) check(store []byte) error {
 	case doc.Measurements.HashAlgorithm != measure.SHA384:
 		return fmt.Errorf("the attested PCRs are of the bank %s, and a NitroTPM attests SHA384: measure with --bank sha384", doc.Measurements.HashAlgorithm)
 	}
-	for _, n := range boundPCRs {
-		if doc.PCR(n) == "" {
+	for _, n := range measure.IdentityPCRs {
+		if doc.PCR(n) == "" && !measure.MayLack(n) {
 			return fmt.Errorf("the attested measurements lack PCR %d, which a key policy may have to bind: measure with --pcr including %d", n, n)
 		}
 	}
@@ -159,7 +159,7 @@ func (i *Image) tags(family string) map[string]string {
 		tagDigest: i.Digest(), tagArtifact: i.Reference(), tagFamily: family,
 		tagRepository: i.Origin.Repository, tagCommit: i.Origin.Commit, tagWorkflow: i.Origin.Workflow,
 	}
-	for _, n := range boundPCRs {
+	for _, n := range measure.IdentityPCRs {
 		tags[tagPCR+strconv.Itoa(n)] = i.PCR(n)
 	}
 	for key, value := range tags {

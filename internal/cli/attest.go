@@ -274,7 +274,7 @@ func checkBeforeAttesting(image *artifact.Artifact, measurements []byte) (*measu
 	if err != nil {
 		return nil, fmt.Errorf("attest %s: %w", image.Reference, err)
 	}
-	for _, n := range annotatedPCRs {
+	for _, n := range measure.IdentityPCRs {
 		name := "pcr" + strconv.Itoa(n)
 		if annotated := image.Manifest.Annotations[name]; annotated != doc.PCR(n) {
 			return nil, fmt.Errorf("attest %s: the manifest's annotation %s is %q and the measurements say %q: push the artifact again", image.Reference, name, annotated, doc.PCR(n))

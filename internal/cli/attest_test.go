@@ -186,7 +186,7 @@ func TestLocalTrust(t *testing.T) {
 				t.Errorf("created again: %q\n%s", said, out)
 			}
 			table, _ := succeed("verify", "artifact", place, "--local-trust="+trust, "--remeasure")
-			for _, want := range []string{"ok    manifest", "ok    PCR11 measured again", "\nverified: 19 of 19 checks hold\n"} {
+			for _, want := range []string{"ok    manifest", "ok    PCR11 measured again", "\nverified: 23 of 23 checks hold\n"} {
 				if !strings.Contains(table, want) {
 					t.Errorf("the table lacks %q:\n%s", want, table)
 				}
@@ -198,7 +198,7 @@ func TestLocalTrust(t *testing.T) {
 			if err := json.Unmarshal([]byte(asJSON), &result); err != nil {
 				t.Fatal(err)
 			}
-			if !result.Verified || result.Reference != reference || len(result.Checks) != 14 || len(result.Attestations) != 2 {
+			if !result.Verified || result.Reference != reference || len(result.Checks) != 16 || len(result.Attestations) != 2 {
 				t.Errorf("%+v", result)
 			}
 

@@ -19,7 +19,6 @@ import (
 	"github.com/org/attestable-image-action/internal/attest"
 	"github.com/org/attestable-image-action/internal/gha"
 	"github.com/org/attestable-image-action/internal/kmspolicy"
-	"github.com/org/attestable-image-action/internal/measure"
 	"github.com/org/attestable-image-action/internal/server"
 	"github.com/org/attestable-image-action/nitrotpm"
 )
@@ -31,6 +30,7 @@ const freshNonce = 32
 type instanceFlags struct {
 	artifacts, measurements, pcrs []string
 	anyImage                      bool
+	without                       []int
 	nonce, userData, at           string
 	anyNonce                      bool
 	maxAge, wait                  time.Duration
@@ -55,8 +55,10 @@ that the session ends inside the instance.
 
 The PCRs are compared with those of an artifact, which is verified first as verify
 artifact does it; of a file, for which nothing vouches; or with given values. With
-Secure Boot off PCR 4 and 12 are needed, with Secure Boot on 7 and 12. Each
---artifact and --measurements is one generation that is accepted; all --pcr
+Secure Boot off PCR 4 and 12 are needed, with Secure Boot on 7 and 12; PCR 2 (with
+Secure Boot off) and 13 are compared, too, and mean an instance to which nothing was
+added where no value is given. --without-pcr leaves them out, and the verdict says so.
+Each --artifact and --measurements is one generation that is accepted; all --pcr
 together are one more.
 
 The result is a table of checks. Exit status 1 says that one does not hold.`,
@@ -70,6 +72,7 @@ The result is a table of checks. Exit status 1 says that one does not hold.`,
 	flags.StringArrayVar(&f.artifacts, "artifact", nil, "`REF` of an artifact whose PCRs are accepted, once it is verified")
 	flags.StringArrayVar(&f.measurements, "measurements", nil, "measurements document in `FILE` whose PCRs are accepted")
 	flags.StringArrayVar(&f.pcrs, "pcr", nil, "`N=HEX`: a PCR's value of the SHA-384 bank")
+	flags.IntSliceVar(&f.without, "without-pcr", nil, withoutPCRHelp)
 	flags.BoolVar(&f.anyImage, "any-image", false, "accept whatever was booted: the verdict says who the instance is, and not what it runs")
 	flags.StringVar(&f.nonce, "nonce", "", "`HEX|FILE` that the document must have (default for a URL: a fresh one)")
 	flags.BoolVar(&f.anyNonce, "any-nonce", false, "of a FILE: accept any nonce and none, so that the document may be an old one")
@@ -92,6 +95,7 @@ type instanceVerification struct {
 	Generation string            `json:"generation,omitempty"` // name of the image that it booted, of those that are accepted
 	PCRs       map[string]string `json:"pcrs"`                 // of the document, hex by number
 	Checks     []nitrotpm.Check  `json:"checks"`
+	Notes      []string          `json:"notes,omitempty"` // what was seen and decides nothing
 }
 
 func (a *app) verifyInstance(ctx context.Context, f instanceFlags, subject string) error {
@@ -156,7 +160,13 @@ func (f *instanceFlags) policy(remote bool) (p nitrotpm.Policy, err error) {
 	if len(f.artifacts) == 0 && !reflect.DeepEqual(f.whose, verifyFlags{bundleFrom: "auto"}) {
 		return p, usagef("the flags that say who must have signed are about --artifact: give one, or leave them out")
 	}
-	p = nitrotpm.Policy{AnyNonce: f.anyNonce, AnyPCRs: f.anyImage, MaxAge: f.maxAge}
+	if len(f.without) > 0 && f.anyImage {
+		return p, usagef("--any-image compares no PCR: leave out --without-pcr")
+	}
+	if err := checkWithout(f.without); err != nil {
+		return p, err
+	}
+	p = nitrotpm.Policy{AnyNonce: f.anyNonce, AnyPCRs: f.anyImage, MaxAge: f.maxAge, WithoutPCRs: f.without}
 	if remote && p.MaxAge == 0 {
 		p.MaxAge = 5 * time.Minute
 	}
@@ -197,9 +207,12 @@ func (f *instanceFlags) policy(remote bool) (p nitrotpm.Policy, err error) {
 func (a *app) references(ctx context.Context, f *instanceFlags) ([]nitrotpm.Reference, error) {
 	var references []nitrotpm.Reference
 	add := func(g kmspolicy.Generation) error {
-		r, err := reference(g)
+		r, err := g.Reference(nitrotpm.IdentityPCRs(g.Document.SecureBoot.Enabled))
+		if err != nil {
+			return fmt.Errorf("%s: %w", g.Name, err)
+		}
 		references = append(references, r)
-		return err
+		return nil
 	}
 	f.whose.format = "table"
 	for _, ref := range f.artifacts {
@@ -233,35 +246,15 @@ func (a *app) references(ctx context.Context, f *instanceFlags) ([]nitrotpm.Refe
 			if given.PCRs[n] != nil {
 				return nil, usagef("--pcr: PCR %d is given twice", n)
 			}
+			if slices.Contains(f.without, n) {
+				return nil, usagef("--pcr gives PCR %d, and --without-pcr leaves it out: choose", n)
+			}
 			given.PCRs[n] = raw
 		}
 		given.SecureBoot = given.PCRs[4] == nil
 		references = append(references, given)
 	}
 	return references, nil
-}
-
-// reference takes the PCRs of a measurements document that say which image it is,
-// as kms-policy binds them: 4 and 12, with Secure Boot 7 and 12.
-func reference(g kmspolicy.Generation) (nitrotpm.Reference, error) {
-	r := nitrotpm.Reference{Name: g.Name, SecureBoot: g.Document.SecureBoot.Enabled, PCRs: map[int][]byte{}}
-	if g.Document.Measurements.HashAlgorithm != measure.SHA384 {
-		return r, fmt.Errorf("%s: the measurements are of the bank %s, and those of a NitroTPM of SHA384", g.Name, g.Document.Measurements.HashAlgorithm)
-	}
-	bound := []int{4, 12}
-	if r.SecureBoot {
-		bound = []int{7, 12}
-	}
-	for _, n := range bound {
-		if value := g.Document.PCR(n); value != "" {
-			raw, err := hex.DecodeString(value)
-			if err != nil {
-				return r, fmt.Errorf("%s: PCR %d: %w", g.Name, n, err)
-			}
-			r.PCRs[n] = raw
-		}
-	}
-	return r, nil
 }
 
 // fetchDocument gets the document, and of a URL the key that it has to vouch for.
@@ -298,7 +291,7 @@ func (a *app) printInstance(format, subject string, d *nitrotpm.Document, verdic
 	if format == "json" {
 		out := instanceVerification{
 			Subject: subject, Verified: !bad, ModuleID: d.ModuleID, Timestamp: d.Timestamp.Format(time.RFC3339),
-			Generation: verdict.Generation, PCRs: map[string]string{}, Checks: verdict.Checks,
+			Generation: verdict.Generation, PCRs: map[string]string{}, Checks: verdict.Checks, Notes: verdict.Notes,
 		}
 		for n, value := range d.PCRs {
 			out.PCRs[strconv.Itoa(n)] = hex.EncodeToString(value)
@@ -317,6 +310,7 @@ func (a *app) printInstance(format, subject string, d *nitrotpm.Document, verdic
 		if verdict.Generation != "" {
 			table.Notes = append(table.Notes, "the image is that of "+verdict.Generation)
 		}
+		table.Notes = append(table.Notes, verdict.Notes...)
 		if _, err := fmt.Fprint(a.stdout, verdictTable(subjectName(printable(subject)), table, a.width())); err != nil {
 			return err
 		}
@@ -325,6 +319,9 @@ func (a *app) printInstance(format, subject string, d *nitrotpm.Document, verdic
 		return nil
 	}
 	sentence := fmt.Sprintf("%s does not verify: %s: expected %s, found %s", printable(subject), failed.Name, printable(failed.Expected), printable(failed.Found))
+	if failed.Name == "PCR 2" || failed.Name == "PCR 13" {
+		sentence += "; --without-pcr " + strings.TrimPrefix(failed.Name, "PCR ") + " would accept whatever it is"
+	}
 	fmt.Fprintf(a.stderr, "Error: %s\n", sentence)
 	gha.Error(a.stderr, "attestable-image", sentence)
 	return errDoesNotVerify

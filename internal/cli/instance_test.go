@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/org/attestable-image-action/internal/attest"
@@ -42,23 +41,13 @@ func instance(t *testing.T) (open func(context.Context, string) (transport.TPMCl
 		if err != nil {
 			t.Fatal(err)
 		}
-		extend(t, tpm, e.PCR, digest)
+		testenv.Extend(t, tpm, e.PCR, digest)
 	}
 	root = filepath.Join(t.TempDir(), "root.pem")
 	if err := os.WriteFile(root, n.RootPEM(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return func(context.Context, string) (transport.TPMCloser, error) { return keptOpen{tpm}, nil }, root, doc
-}
-
-func extend(t *testing.T, tpm transport.TPM, pcr int, digest []byte) {
-	t.Helper()
-	if _, err := (tpm2.PCRExtend{
-		PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(pcr), Auth: tpm2.PasswordAuth(nil)},
-		Digests:   tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA384, Digest: digest}}},
-	}).Execute(tpm); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func goldenDocument(t *testing.T) *measure.Document {
@@ -117,14 +106,14 @@ func TestVerifyDocument(t *testing.T) {
 	other := strings.Repeat("ab", 48)
 
 	status, out, said = verify("document", "--nonce", nonce, "--measurements", golden, "--root", root, "--user-data", "data")
-	if status != 0 || !strings.Contains(out, "verified: 13 of 13 checks hold") || !strings.Contains(out, "the image is that of "+golden) || !strings.Contains(said, "nothing vouches for") {
+	if status != 0 || !strings.Contains(out, "verified: 15 of 15 checks hold") || !strings.Contains(out, "the image is that of "+golden) || !strings.Contains(said, "nothing vouches for") {
 		t.Errorf("status %d\n%s%s", status, out, said)
 	}
 	if status, out, said = verify("document", "--any-nonce", "--measurements", golden, "--root", root, "--format", "json"); status != 0 {
 		t.Errorf("status %d, %s", status, said)
 	}
 	var result instanceVerification
-	if err := json.Unmarshal([]byte(out), &result); err != nil || !result.Verified || result.PCRs["4"] != four || result.Generation != golden || len(result.Checks) != 13 {
+	if err := json.Unmarshal([]byte(out), &result); err != nil || !result.Verified || result.PCRs["4"] != four || result.Generation != golden || len(result.Checks) != 15 {
 		t.Errorf("%v\n%s", err, out)
 	}
 
@@ -159,6 +148,10 @@ func TestVerifyDocument(t *testing.T) {
 		{"without PCR 4 and 7", []string{"document", "--nonce", nonce, pcr("12", four)}, 2, "lacks PCR 7, and PCR 4"},
 		{"PCR 7 of everybody", []string{"document", "--nonce", nonce, pcr("12", four), pcr("7", doc.PCR(7))}, 2, "every instance with Secure Boot off"},
 		{"a PCR twice", []string{"document", "--nonce", nonce, pcr("12", four), pcr("12", four)}, 2, "PCR 12 is given twice"},
+		{"a PCR given and left out", []string{"document", "--nonce", nonce, pcr("4", four), pcr("12", twelve), pcr("2", doc.PCR(2)), "--without-pcr", "2"}, 2, "--pcr gives PCR 2, and --without-pcr leaves it out"},
+		{"left out what cannot be", []string{"document", "--nonce", nonce, pcr("4", four), pcr("12", twelve), "--without-pcr", "12"}, 2, "PCR 12 cannot be left out"},
+		{"left out of any image", []string{"document", "--nonce", nonce, "--any-image", "--without-pcr", "2"}, 2, "compares no PCR"},
+		{"zero in PCR 4", []string{"document", "--nonce", nonce, pcr("4", strings.Repeat("0", 96)), pcr("12", twelve)}, 2, "PCR 4 is zero"},
 		{"no PCR", []string{"document", "--nonce", nonce, "--pcr", "4"}, 2, `"4" is not N=HEX`},
 		{"a PCR of SHA-256", []string{"document", "--nonce", nonce, pcr("4", strings.Repeat("ab", 32))}, 2, "is not N=HEX"},
 		{"signer of nothing", []string{"document", "--nonce", nonce, "--any-image", "--repo", "a/b"}, 2, "are about --artifact"},
@@ -180,6 +173,53 @@ func TestVerifyDocument(t *testing.T) {
 				t.Errorf("standard output %q", out)
 			}
 		})
+	}
+}
+
+// TestVerifyInstanceWithDriver is of an instance whose firmware loaded a driver, and
+// then of one with an extension, too: nothing but PCR 2, and PCR 13, tells of them. It
+// is verified with measurements as they are made, as they were made before PCR 2 and
+// 13 were predicted, and with given values.
+func TestVerifyInstanceWithDriver(t *testing.T) {
+	noJob(t)
+	t.Setenv("GITHUB_ACTIONS", "")
+	open, root, doc := instance(t)
+	t.Chdir(t.TempDir())
+	tpm, err := open(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := writeMeasurements(t, "old.json", measure.SHA384, map[int]string{4: doc.PCR(4), 7: doc.PCR(7), 11: doc.PCR(11), 12: doc.PCR(12)})
+	verify := func(args ...string) (int, string, string) {
+		t.Helper()
+		if status, _, said := on(t, open, "attestation-document", "--nonce", "00112233445566778899aabbccddeeff", "-o", "document"); status != 0 {
+			t.Fatal(said)
+		}
+		return on(t, open, append([]string{"verify", "instance", "document", "--nonce", "00112233445566778899aabbccddeeff", "--root", root}, args...)...)
+	}
+	expected := [][]string{{"--measurements", goldenPath(t)}, {"--measurements", old}, {"--pcr", "4=" + doc.PCR(4), "--pcr", "12=" + doc.PCR(12)}}
+	for _, args := range expected {
+		if status, out, said := verify(args...); status != 0 || strings.Count(out, "ok    PCR 2 ") != 1 || strings.Count(out, "ok    PCR 13") != 1 {
+			t.Errorf("%q: status %d\n%s%s", args, status, out, said)
+		}
+	}
+	testenv.Extend(t, tpm, 2, bytes.Repeat([]byte{1}, 48))
+	for _, args := range expected {
+		status, out, said := verify(args...)
+		if status != 1 || strings.Count(out, "FAIL  ") != 1 || !strings.Contains(said, "does not verify: PCR 2: expected 518923b0f955d08d") ||
+			!strings.Contains(said, ": the firmware loaded a driver that is not part of the image, or this instance type has an option ROM") {
+			t.Errorf("%q: status %d\n%s%s", args, status, out, said)
+		}
+		if status, out, said = verify(append(args, "--without-pcr", "2")...); status != 0 || !strings.Contains(out, "the policy leaves it out") {
+			t.Errorf("%q: status %d\n%s%s", args, status, out, said)
+		}
+	}
+	testenv.Extend(t, tpm, 13, bytes.Repeat([]byte{1}, 48))
+	for _, args := range expected {
+		status, out, said := verify(append(args, "--without-pcr", "2")...)
+		if status != 1 || !strings.Contains(said, "does not verify: PCR 13: expected 0000") || !strings.Contains(said, ": an extension image lies beside the unified kernel image") {
+			t.Errorf("%q: status %d\n%s%s", args, status, out, said)
+		}
 	}
 }
 
@@ -219,7 +259,7 @@ func TestVerifyInstance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	extend(t, tpm, 12, bytes.Repeat([]byte{1}, 48))
+	testenv.Extend(t, tpm, 12, bytes.Repeat([]byte{1}, 48))
 	if status, _, said = verify("--artifact", reference, "--local-trust=trust"); status != 1 || !strings.Contains(said, "PCR 12: expected "+doc.PCR(12)) {
 		t.Errorf("status %d, %s", status, said)
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/org/attestable-image-action/internal/awskms"
+	"github.com/org/attestable-image-action/internal/measure"
 	"github.com/org/attestable-image-action/internal/nsm"
 	"github.com/org/attestable-image-action/nitrotpm"
 )
@@ -117,7 +118,7 @@ func (a *app) kmsDecrypt(ctx context.Context, sealed awskms.Sealed, device strin
 	})
 	if errors.Is(err, awskms.ErrAccessDenied) && !a.quiet {
 		if d, parsed := nitrotpm.Parse(attestation); parsed == nil {
-			for _, n := range []int{4, 7, 12} {
+			for _, n := range measure.IdentityPCRs {
 				fmt.Fprintf(a.stderr, "note: PCR %d of this instance is %s\n", n, hex.EncodeToString(d.PCRs[n]))
 			}
 		}

@@ -175,7 +175,7 @@ func TestKMSDecrypt(t *testing.T) {
 	refused("the policy of another image", func(t *testing.T) {
 		before := service.Policy
 		t.Cleanup(func() { service.Policy = before })
-		pcrs := map[int]string{4: strings.Repeat("4b", 48), 12: doc.PCR(12)}
+		pcrs := map[int]string{4: strings.Repeat("4b", 48), 12: doc.PCR(12), 13: doc.PCR(13)}
 		service.Policy = parsedPolicy(t, keyPolicy(t, writeMeasurements(t, "other.json", "SHA384", pcrs)))
 	}, "access denied: its policy does not let this role use it from an instance with these PCRs", args...)
 	refused("another emulator's root", func(t *testing.T) {
@@ -206,7 +206,7 @@ func TestKMSDecrypt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	extend(t, tpm, 12, bytes.Repeat([]byte{0xcc}, 48))
+	testenv.Extend(t, tpm, 12, bytes.Repeat([]byte{0xcc}, 48))
 	refused("another command line", nothing, "access denied", args...)
 	if _, _, said := on(t, open, args...); !strings.Contains(said, "note: PCR 12 of this instance is ") || strings.Contains(said, "note: PCR 12 of this instance is "+doc.PCR(12)) || !strings.Contains(said, "note: PCR 4 of this instance is "+doc.PCR(4)) {
 		t.Errorf("standard error %s", said)

@@ -8,15 +8,16 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/org/attestable-image-action/internal/artifact"
+	"github.com/org/attestable-image-action/internal/attest"
 	"github.com/org/attestable-image-action/internal/gha"
 	"github.com/org/attestable-image-action/internal/kmspolicy"
 	"github.com/org/attestable-image-action/internal/measure"
+	"github.com/org/attestable-image-action/nitrotpm"
 )
 
 // kmsPolicyFlags are the flags of kms-policy beside those that say whose
@@ -24,6 +25,7 @@ import (
 type kmsPolicyFlags struct {
 	format                             string
 	pcrs                               string
+	without                            []int
 	account                            string
 	principals, encrypters, roles      []string
 	administrators, mayEncrypt, mayUse []kmspolicy.Principal
@@ -48,9 +50,11 @@ Several of them stand side by side, for the time of a rolling update: each may
 use the key, and no mixture of them. Conditions share a block only where that
 says the same.
 
-With Secure Boot off, PCR 4 and 12 are bound; with Secure Boot on, 7 and 12: the
-key then stays usable for every later image by the same signer. --pcr binds
-others, as --pcr 4,7,12 for this one image of this signer.
+With Secure Boot off, PCR 2, 4, 12 and 13 are bound; with Secure Boot on, 7, 12
+and 13: the key then stays usable for every later image by the same signer. --pcr
+binds others, as --pcr 4,7,12,13 for this one image of this signer. Of those that
+identify an image, 2 and 13 can be left out by name: PCR 2 shows drivers that
+firmware loads, and an instance type with an option ROM may have another value.
 
   --format conditions   the Condition element, one for each statement (default)
   --format policy       a whole key policy, for PutKeyPolicy and CreateKey
@@ -77,7 +81,8 @@ policy.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.format, "format", "conditions", "conditions, policy or terraform")
-	flags.StringVar(&f.pcrs, "pcr", "", "PCRs to bind, a `LIST` separated by commas (default 4,12, or with Secure Boot 7,12)")
+	flags.StringVar(&f.pcrs, "pcr", "", "PCRs to bind, a `LIST` separated by commas (default "+listOf(nitrotpm.IdentityPCRs(false))+", or with Secure Boot "+listOf(nitrotpm.IdentityPCRs(true))+")")
+	flags.IntSliceVar(&f.without, "without-pcr", nil, withoutPCRHelp)
 	flags.StringVar(&f.account, "account", "", "AWS account whose IAM policies say who administers the key, a `NUMBER`")
 	flags.StringArrayVar(&f.principals, "principal", nil, "`ARN` of a role or user that administers the key; again for another")
 	flags.StringArrayVar(&f.roles, "role", nil, "`ARN` of the role of the instances that may use the key; again for another")
@@ -96,9 +101,15 @@ func (a *app) kmsPolicy(ctx context.Context, f *kmsPolicyFlags, v *verifyFlags, 
 	if err := f.parse(); err != nil {
 		return usageError{err}
 	}
-	pcrs, err := f.boundPCRs()
-	if err != nil {
-		return usageError{err}
+	var pcrs []int
+	var err error
+	if f.pcrs != "" {
+		if pcrs, err = parsePCRs("--pcr", f.pcrs); err != nil {
+			return usageError{err}
+		}
+	}
+	if err := checkWithout(f.without); err != nil {
+		return err
 	}
 	if err := checkVerifies(v, args); err != nil {
 		return err
@@ -116,7 +127,7 @@ func (a *app) kmsPolicy(ctx context.Context, f *kmsPolicyFlags, v *verifyFlags, 
 		}
 		generations = append(generations, g)
 	}
-	conditions, err := kmspolicy.Bind(generations, pcrs)
+	conditions, err := kmspolicy.Bind(generations, pcrs, f.without)
 	if err != nil {
 		return err
 	}
@@ -140,6 +151,9 @@ func (a *app) kmsPolicy(ctx context.Context, f *kmsPolicyFlags, v *verifyFlags, 
 	}
 	if a.quiet {
 		return nil
+	}
+	for _, n := range f.without {
+		fmt.Fprintf(a.stderr, "note: PCR %d was left out: the key may be used whatever it is\n", n)
 	}
 	switch {
 	case f.format != "conditions":
@@ -204,22 +218,17 @@ func (f *kmsPolicyFlags) parse() error {
 	return nil
 }
 
-// boundPCRs are those of --pcr, nil where there is none.
-func (f *kmsPolicyFlags) boundPCRs() ([]int, error) {
-	if f.pcrs == "" {
-		return nil, nil
-	}
-	var pcrs []int
-	for field := range strings.SplitSeq(f.pcrs, ",") {
-		n, err := strconv.Atoi(strings.TrimSpace(field))
-		if err != nil || n < 0 || n > 23 {
-			return nil, fmt.Errorf("--pcr: %q is not the number of a PCR (0 to 23)", field)
-		}
-		if !slices.Contains(pcrs, n) {
-			pcrs = append(pcrs, n)
+// withoutPCRHelp is of --without-pcr.
+const withoutPCRHelp = "PCR that identifies an image and is left out all the same, `N`: 2 (drivers; instance types with an option ROM) or 13 (extensions); may be repeated"
+
+// checkWithout reads --without-pcr.
+func checkWithout(without []int) error {
+	for _, n := range without {
+		if !measure.MayLack(n) {
+			return usagef("--without-pcr: PCR %d cannot be left out: only 2 and 13 can", n)
 		}
 	}
-	return pcrs, nil
+	return nil
 }
 
 // isFile tells a FILE from a REF by how it is written, not by what is there: a
@@ -258,9 +267,10 @@ func (a *app) attestedGeneration(ctx context.Context, v *verifyFlags, reference,
 	if err != nil {
 		return g, err
 	}
+	var again *measure.Document
 	if _, failed := verdict.Failed(); v.remeasure && !failed {
-		checks, err := a.remeasure(ctx, *v, image, verdict.Measurements)
-		if err != nil {
+		var checks []attest.Check
+		if checks, again, err = a.remeasure(ctx, *v, image, verdict.Measurements); err != nil {
 			return g, err
 		}
 		verdict.Checks = append(verdict.Checks, checks...)
@@ -275,6 +285,14 @@ func (a *app) attestedGeneration(ctx context.Context, v *verifyFlags, reference,
 	g.Name = image.Reference.String()
 	if g.Document, err = measure.ParseDocument(verdict.Measurements); err != nil {
 		return g, fmt.Errorf("%s: %w", g.Name, err)
+	}
+	if again != nil {
+		// What was not predicted when the artifact was made.
+		for _, n := range measure.IdentityPCRs {
+			if g.Document.PCR(n) == "" && again.PCR(n) != "" {
+				g.Document.Measurements.PCRs[n] = again.PCR(n)
+			}
+		}
 	}
 	if !a.quiet {
 		fmt.Fprintf(a.stderr, "verified %s: %d checks hold\n", g.Name, len(verdict.Checks))
@@ -299,7 +317,7 @@ func (a *app) unattestedGeneration(path string) (kmspolicy.Generation, error) {
 // kmsConditions is the Condition element for one document as compact JSON, which
 // is what the action's output has.
 func kmsConditions(doc *measure.Document) (string, error) {
-	conditions, err := kmspolicy.Bind([]kmspolicy.Generation{{Name: "the image", Document: doc}}, nil)
+	conditions, err := kmspolicy.Bind([]kmspolicy.Generation{{Name: "the image", Document: doc}}, nil, nil)
 	if err != nil {
 		return "", err
 	}

@@ -44,14 +44,28 @@ func digestOf(prefix string, length int) string {
 func TestKMSPolicyCommandLine(t *testing.T) {
 	noJob(t)
 	zero := strings.Repeat("0", 96)
-	good := writeMeasurements(t, "good.json", measure.SHA384, map[int]string{4: digestOf("4a", 96), 7: digestOf("7a", 96), 12: zero})
-	no12 := writeMeasurements(t, "no12.json", measure.SHA384, map[int]string{4: digestOf("4a", 96), 7: digestOf("7a", 96)})
-	noBoot := writeMeasurements(t, "zero.json", measure.SHA384, map[int]string{4: zero, 7: zero, 12: zero})
+	good := writeMeasurements(t, "good.json", measure.SHA384, map[int]string{4: digestOf("4a", 96), 7: digestOf("7a", 96), 12: zero, 13: zero})
+	no12 := writeMeasurements(t, "no12.json", measure.SHA384, map[int]string{4: digestOf("4a", 96), 7: digestOf("7a", 96), 13: zero})
+	no13 := writeMeasurements(t, "no13.json", measure.SHA384, map[int]string{4: digestOf("4a", 96), 7: digestOf("7a", 96), 12: zero})
+	noBoot := writeMeasurements(t, "zero.json", measure.SHA384, map[int]string{4: zero, 7: zero, 12: zero, 13: zero})
 	sha256 := writeMeasurements(t, "sha256.json", measure.SHA256, map[int]string{4: digestOf("4a", 64), 12: digestOf("00", 64)})
 	broken := filepath.Join(t.TempDir(), "broken.json")
 	if err := os.WriteFile(broken, []byte(`{"Measurements":{"HashAlgorithm":"SHA384","PCR4":"zz"}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	secure := func(name, pcr7 string) string {
+		path := writeMeasurements(t, name, measure.SHA384, map[int]string{4: digestOf("4a", 96), 7: pcr7, 12: zero, 13: zero})
+		content, err := os.ReadFile(path)
+		if err == nil {
+			err = os.WriteFile(path, []byte(strings.Replace(string(content), `"Enabled": false`, `"Enabled": true`, 1)), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	on := secure("on.json", digestOf("7a", 96))
+	everyone := secure("everyone.json", "98441c7f7625d10058c47683aec486ce311c633235eb555593a7ee791121e3578ae72d04ecef661f272d59058b77af35")
 	for _, tc := range []struct {
 		name   string
 		args   []string
@@ -75,7 +89,13 @@ func TestKMSPolicyCommandLine(t *testing.T) {
 		{"no file", []string{"./missing.json"}, 1, "no such file"},
 		{"no document", []string{broken}, 1, "the value of PCR4 is not a SHA384 digest"},
 		{"no PCR 12", []string{no12}, 1, "GHSA-xrv8-2pf5-f3q7"},
-		{"no PCR 12, asked for PCR 4", []string{"--pcr", "4", no12}, 1, "bind both"},
+		{"no PCR 12, asked for PCR 4", []string{"--pcr", "2,4,13", no12}, 1, "without PCR 12 they let in"},
+		{"no PCR 13, of an older document", []string{no13}, 1, "PCR 13 is not among the measurements, and whether the image has extensions is not guessed: measure again"},
+		{"PCR 4 and 12 only", []string{"--pcr", "4,12", good}, 1, "without PCR 2 they let in the same image with a driver"},
+		{"PCR 7 alone", []string{"--pcr", "7", on}, 1, "without PCR 12 they let in"},
+		{"PCR 7 of every instance", []string{everyone}, 1, "PCR 7 is that of every instance with Secure Boot off"},
+		{"left out what cannot be", []string{"--without-pcr", "4", good}, 2, "--without-pcr: PCR 4 cannot be left out"},
+		{"bound and left out", []string{"--pcr", "2,4,12,13", "--without-pcr", "2", good}, 1, "PCR 2 is to be bound and to be left out"},
 		{"no boot", []string{noBoot}, 1, "PCR 4 is zero"},
 		{"another bank", []string{sha256}, 1, "measure with --bank sha384"},
 		{"a good one and a bad one", []string{good, sha256}, 1, "measure with --bank sha384"},
@@ -93,7 +113,7 @@ func TestKMSPolicyOfFiles(t *testing.T) {
 	noJob(t)
 	zero := strings.Repeat("0", 96)
 	file := func(name, pcr4, pcr12 string) string {
-		return writeMeasurements(t, name, measure.SHA384, map[int]string{4: digestOf(pcr4, 96), 12: pcr12})
+		return writeMeasurements(t, name, measure.SHA384, map[int]string{4: digestOf(pcr4, 96), 12: pcr12, 13: zero})
 	}
 	first, second, third := file("1.json", "4a", zero), file("2.json", "4b", zero), file("3.json", "4c", digestOf("cc", 96))
 
@@ -103,8 +123,15 @@ func TestKMSPolicyOfFiles(t *testing.T) {
 	}
 	var block map[string]map[string]string
 	if err := json.Unmarshal([]byte(out), &block); err != nil || len(block) != 1 ||
-		len(block["StringEqualsIgnoreCase"]) != 2 || block["StringEqualsIgnoreCase"]["kms:RecipientAttestation:NitroTPMPCR4"] != digestOf("4a", 96) {
+		len(block["StringEqualsIgnoreCase"]) != 4 || block["StringEqualsIgnoreCase"]["kms:RecipientAttestation:NitroTPMPCR4"] != digestOf("4a", 96) {
 		t.Errorf("%v: %s", err, out)
+	}
+
+	// What an older document lacks is left out by name, and said.
+	old := writeMeasurements(t, "old.json", measure.SHA384, map[int]string{4: digestOf("4a", 96), 12: zero})
+	status, out, said = execute(t, "kms-policy", "--without-pcr", "13", old)
+	if status != 0 || strings.Contains(out, "NitroTPMPCR13") || !strings.Contains(out, "NitroTPMPCR2") || !strings.Contains(said, "note: PCR 13 was left out") {
+		t.Errorf("status %d\n%s%s", status, out, said)
 	}
 
 	// Two that share a block, and one that must not be mixed with them.
@@ -164,7 +191,7 @@ func TestKMSPolicyOfArtifacts(t *testing.T) {
 		t.Fatal(said)
 	}
 	status, out, said := execute(t, "kms-policy", reference, "--local-trust=trust", "--remeasure")
-	if status != 0 || !strings.Contains(said, "verified "+reference+": 19 checks hold") || strings.Contains(said, "nothing vouches") {
+	if status != 0 || !strings.Contains(said, "verified "+reference+": 23 checks hold") || strings.Contains(said, "nothing vouches") {
 		t.Errorf("status %d: %s", status, said)
 	}
 	doc, err := os.ReadFile(filepath.Join(testenv.Root(t), "internal/measure/testdata/stub257.json"))
@@ -175,7 +202,7 @@ func TestKMSPolicyOfArtifacts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range []int{4, 12} {
+	for _, n := range []int{2, 4, 12, 13} {
 		if !strings.Contains(out, golden.PCR(n)) {
 			t.Errorf("PCR %d of the disk is not in\n%s", n, out)
 		}

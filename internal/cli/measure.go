@@ -39,7 +39,7 @@ func (f *predictFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.db, "db", "", "allowed signers and digests: `FILE` of EFI signature lists")
 	flags.StringVar(&f.dbx, "dbx", "", "forbidden signers and digests: `FILE` of EFI signature lists")
 	flags.StringVar(&f.bank, "bank", "sha384", "bank of PCRs: sha384 or sha256")
-	flags.StringVar(&f.pcrs, "pcr", "4,7,11,12", "PCRs to predict, a `LIST` separated by commas; also 5, 9 and 13")
+	flags.StringVar(&f.pcrs, "pcr", listOf(measure.DefaultPCRs), "PCRs to predict, a `LIST` separated by commas; also 5 and 9")
 	flags.StringVar(&f.arch, "arch", "", "architecture to boot, x86_64 or aarch64, when the disk has a boot path for both")
 }
 
@@ -64,12 +64,8 @@ func (f *predictFlags) optionsWithoutVariables() (measure.Options, error) {
 	if o.Bank, err = measure.ParseBank(f.bank); err != nil {
 		return o, usagef("--bank: %w", err)
 	}
-	for field := range strings.SplitSeq(f.pcrs, ",") {
-		n, err := strconv.Atoi(strings.TrimSpace(field))
-		if err != nil || n < 0 || n > 23 {
-			return o, usagef("--pcr: %q is not the number of a PCR (0 to 23)", field)
-		}
-		o.PCRs = append(o.PCRs, n)
+	if o.PCRs, err = parsePCRs("--pcr", f.pcrs); err != nil {
+		return o, usageError{err}
 	}
 	switch f.arch {
 	case "", "x86_64", "aarch64":
@@ -140,8 +136,10 @@ func newMeasureCommand(a *app) *cobra.Command {
 		Use:   "measure DISK | EFI...",
 		Short: "Predict the PCRs that a boot of a disk will record",
 		Long: `Predict from a raw disk, without mounting or booting it, the PCRs that a boot
-will record: 4 (the images that firmware loads), 7 (Secure Boot), 11 (the
-sections of the unified kernel image) and 12 (what came from outside it).
+will record: 2 (drivers that firmware loads, of which a disk alone has it load
+none), 4 (the images that it starts), 7 (Secure Boot), 11 (the sections of the
+unified kernel image), 12 and 13 (what came from outside it: command lines and
+credentials, and system extensions).
 
 Only the partition table and the EFI system partition are read; the number of
 bytes read is printed to standard error. --format json also takes the SHA-256
@@ -363,6 +361,30 @@ func printMeasurements(w io.Writer, doc *measure.Document) {
 	if doc.Disk != nil {
 		fmt.Fprintf(w, "\nDisk   %d bytes\nSHA256 %s\n", doc.Disk.Size, doc.Disk.SHA256)
 	}
+}
+
+// parsePCRs reads a list of PCRs, which a flag has, each of them once.
+func parsePCRs(flag, list string) ([]int, error) {
+	var pcrs []int
+	for field := range strings.SplitSeq(list, ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(field))
+		if err != nil || n < 0 || n > 23 {
+			return nil, fmt.Errorf("%s: %q is not the number of a PCR (0 to 23)", flag, field)
+		}
+		if !slices.Contains(pcrs, n) {
+			pcrs = append(pcrs, n)
+		}
+	}
+	return pcrs, nil
+}
+
+// listOf writes PCRs as --pcr takes them.
+func listOf(pcrs []int) string {
+	fields := make([]string, len(pcrs))
+	for i, n := range pcrs {
+		fields[i] = strconv.Itoa(n)
+	}
+	return strings.Join(fields, ",")
 }
 
 func onOff(b bool) string {

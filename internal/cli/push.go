@@ -25,9 +25,6 @@ const (
 	maxUEFIData     = 1 << 20
 )
 
-// annotatedPCRs are those whose values are annotations of the manifest.
-var annotatedPCRs = []int{4, 7, 12}
-
 // pushFlags are the flags of push.
 type pushFlags struct {
 	measurements, uefiData          string
@@ -139,7 +136,7 @@ func (a *app) push(ctx context.Context, f pushFlags, path, reference string) (*a
 		// As old as what is in it: who pushes the same makes the same artifact.
 		content.Created = time.Unix(doc.Builder.Inputs.SourceDateEpoch, 0)
 	}
-	for _, n := range annotatedPCRs {
+	for _, n := range measure.IdentityPCRs {
 		content.PCRs["pcr"+strconv.Itoa(n)] = doc.PCR(n)
 	}
 	if f.uefiData != "" {
@@ -190,8 +187,8 @@ func (a *app) pushMeasurements(ctx context.Context, f pushFlags, d *disk.Disk) (
 			return nil, nil, fmt.Errorf("push %s: %s measures another disk, of %d bytes instead of %d: measure this one", d.Name(), f.measurements, doc.Disk.Size, d.Size())
 		}
 	}
-	for _, n := range annotatedPCRs {
-		if doc.PCR(n) == "" {
+	for _, n := range measure.IdentityPCRs {
+		if doc.PCR(n) == "" && !measure.MayLack(n) {
 			return nil, nil, fmt.Errorf("push %s: the measurements have no PCR %d, and an artifact needs PCR 4, 7 and 12: measure with --pcr including %s", d.Name(), n, pcrList(doc))
 		}
 	}
@@ -200,7 +197,7 @@ func (a *app) pushMeasurements(ctx context.Context, f pushFlags, d *disk.Disk) (
 
 // pcrList lists the PCRs that the document has and those that it needs.
 func pcrList(doc *measure.Document) string {
-	numbers := slices.Concat(annotatedPCRs, slices.Collect(maps.Keys(doc.Measurements.PCRs)))
+	numbers := slices.Concat(measure.IdentityPCRs, slices.Collect(maps.Keys(doc.Measurements.PCRs)))
 	slices.Sort(numbers)
 	numbers = slices.Compact(numbers)
 	list := make([]string, 0, len(numbers))

@@ -151,7 +151,7 @@ func TestPushRefuses(t *testing.T) {
 		{"measurements of another disk", []string{"push", "--measurements=" + document("other.json", func(d *measure.Document) { d.Disk.SHA256 = strings.Repeat("0", 64) }), disk, layout + ":wrong"}, 1,
 			"the measurements are of another disk, with SHA-256 " + strings.Repeat("0", 64) + " instead of " + zeros},
 		{"measurements without PCR 7", []string{"push", "--measurements=" + document("pcr.json", func(d *measure.Document) { delete(d.Measurements.PCRs, 7) }), disk, layout + ":wrong"}, 1,
-			"the measurements have no PCR 7, and an artifact needs PCR 4, 7 and 12: measure with --pcr including 4,7,12"},
+			"the measurements have no PCR 7, and an artifact needs PCR 4, 7 and 12: measure with --pcr including 2,4,7,12,13"},
 		{"no such variable store", []string{"push", "--measurements=" + right, "--uefi-data=" + dir + "/none", disk, layout + ":wrong"}, 1, "read UEFI variable store"},
 		{"nothing to pull", []string{"pull"}, 2, "give the reference of one artifact"},
 		{"pull from no registry", []string{"pull", "image"}, 2, "it names no registry"},

@@ -319,7 +319,7 @@ func (s *summary) chain() string {
 // pcrLines are the PCRs that a key policy may bind, shortened.
 func pcrLines(doc *measure.Document) []string {
 	var lines []string
-	for _, n := range []int{4, 7, 11, 12} {
+	for _, n := range measure.DefaultPCRs {
 		if value := doc.PCR(n); value != "" {
 			lines = append(lines, fmt.Sprintf("%d  %s", n, digestStart(value)))
 		}

@@ -78,8 +78,8 @@ attest the same measurements. Of them and the signer, --require-builders must, e
 of another owner.
 
 The result is a table of checks. Exit status 1 says that one does not hold. In a
-job of GitHub Actions the outputs artifact, digest, pcr4, pcr7, pcr11, pcr12 and
-measurements are set when all hold.`,
+job of GitHub Actions the outputs artifact, digest, pcr2, pcr4, pcr7, pcr11,
+pcr12, pcr13 and measurements are set when all hold, as far as they are attested.`,
 		Example: `  attestable-image verify artifact ghcr.io/owner/image:v1 --repo owner/image
   attestable-image verify artifact ghcr.io/owner/image:v1 --repo owner/image \
       --signer-workflow owner/image/.github/workflows/image.yml --source-ref refs/heads/main --remeasure
@@ -153,7 +153,7 @@ func (a *app) verifyArtifact(ctx context.Context, f verifyFlags, reference strin
 		return err
 	}
 	if _, failed := verdict.Failed(); f.remeasure && !failed {
-		checks, err := a.remeasure(ctx, f, image, verdict.Measurements)
+		checks, _, err := a.remeasure(ctx, f, image, verdict.Measurements)
 		if err != nil {
 			return err
 		}
@@ -180,7 +180,7 @@ func tellVerified(ref artifact.Reference, verdict *attest.Verdict) error {
 		{"measurements", string(verdict.Measurements)},
 		{"source-repository", verdict.Origin.Repository}, {"source-digest", verdict.Origin.Commit},
 	}
-	for _, n := range []int{4, 7, 11, 12} {
+	for _, n := range measure.DefaultPCRs {
 		value := doc.PCR(n)
 		if value == "" {
 			continue
@@ -403,8 +403,11 @@ func compareInside(ctx context.Context, image *artifact.Artifact, attested []byt
 		return nil, err
 	}
 	checks := []attest.Check{same}
-	for _, n := range annotatedPCRs {
+	for _, n := range measure.IdentityPCRs {
 		annotated := image.Manifest.Annotations["pcr"+strconv.Itoa(n)]
+		if measure.MayLack(n) && doc.PCR(n) == "" && annotated == "" {
+			continue
+		}
 		checks = append(checks, compared("annotation pcr"+strconv.Itoa(n), doc.PCR(n), annotated))
 	}
 	return checks, nil
@@ -416,38 +419,47 @@ func compared(name, expected, found string) attest.Check {
 }
 
 // remeasure fetches the disk into a temporary file, checks it against the
-// attested document, and predicts the PCRs again.
-func (a *app) remeasure(ctx context.Context, f verifyFlags, image *artifact.Artifact, attested []byte) ([]attest.Check, error) {
+// attested document, and predicts the PCRs again, and with them those of
+// measure.IdentityPCRs that the document lacks. What was measured is returned, too,
+// as far as it came.
+func (a *app) remeasure(ctx context.Context, f verifyFlags, image *artifact.Artifact, attested []byte) ([]attest.Check, *measure.Document, error) {
 	doc, err := measure.ParseDocument(attested)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if doc.Disk == nil {
-		return []attest.Check{compared("disk", "", "")}, nil
+		return []attest.Check{compared("disk", "", "")}, nil, nil
 	}
-	options := measure.Options{Bank: doc.Measurements.HashAlgorithm, Arch: doc.Architecture, PCRs: slices.Sorted(maps.Keys(doc.Measurements.PCRs))}
+	attestedPCRs := slices.Sorted(maps.Keys(doc.Measurements.PCRs))
+	options := measure.Options{Bank: doc.Measurements.HashAlgorithm, Arch: doc.Architecture, PCRs: slices.Clone(attestedPCRs)}
+	for _, n := range measure.IdentityPCRs {
+		// What can have PCR 12 predicted can have these.
+		if measure.MayLack(n) && doc.PCR(12) != "" {
+			options.PCRs = append(options.PCRs, n)
+		}
+	}
 	if options.SecureBoot, err = f.predict.secureBoot(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if doc.SecureBoot.Enabled && !options.SecureBoot.Enabled() {
 		// The artifact's own variables will do: PCR 7 says whether they are those
 		// that were attested.
 		store, err := image.UEFIData(ctx)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if len(store) > 0 {
 			if options.SecureBoot, err = variablesInStore(store); err != nil {
-				return nil, fmt.Errorf("measure %s again: %w: give its Secure Boot variables in --PK, --KEK, --db and --dbx", image.Reference, err)
+				return nil, nil, fmt.Errorf("measure %s again: %w: give its Secure Boot variables in --PK, --KEK, --db and --dbx", image.Reference, err)
 			}
 		}
 	}
 	if doc.SecureBoot.Enabled != options.SecureBoot.Enabled() {
-		return nil, usagef("measure %s again: the attested measurements are for Secure Boot %s: give the variables that they were made with in --PK, --KEK, --db and --dbx, or none", image.Reference, onOff(doc.SecureBoot.Enabled))
+		return nil, nil, usagef("measure %s again: the attested measurements are for Secure Boot %s: give the variables that they were made with in --PK, --KEK, --db and --dbx, or none", image.Reference, onOff(doc.SecureBoot.Enabled))
 	}
 	dir, err := os.MkdirTemp("", "attestable-image-")
 	if err != nil {
-		return nil, fmt.Errorf("make room for the disk: %w", err)
+		return nil, nil, fmt.Errorf("make room for the disk: %w", err)
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "image.raw")
@@ -461,23 +473,23 @@ func (a *app) remeasure(ctx context.Context, f verifyFlags, image *artifact.Arti
 	expected := fmt.Sprintf("sha256:%s, %d bytes", doc.Disk.SHA256, doc.Disk.Size)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		return []attest.Check{{Name: "disk", Expected: expected, Found: err.Error()}}, nil
+		return []attest.Check{{Name: "disk", Expected: expected, Found: err.Error()}}, nil, nil
 	}
 	checks := []attest.Check{{Name: "disk", Expected: expected, Found: expected, OK: true}}
 	d, err := disk.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer d.Close()
 	prediction, err := measure.Disk(ctx, d, options)
 	if err != nil {
-		return append(checks, attest.Check{Name: "disk measured again", Expected: "the attested PCRs", Found: err.Error()}), nil
+		return append(checks, attest.Check{Name: "disk measured again", Expected: "the attested PCRs", Found: err.Error()}), nil, nil
 	}
 	again := prediction.Document()
 	again.Disk = doc.Disk // which RestoreDisk checked
-	for _, n := range options.PCRs {
+	for _, n := range attestedPCRs {
 		checks = append(checks, compared("PCR"+strconv.Itoa(n)+" measured again", doc.PCR(n), again.PCR(n)))
 	}
 	for _, difference := range measure.Compare(doc, again) {
@@ -485,7 +497,7 @@ func (a *app) remeasure(ctx context.Context, f verifyFlags, image *artifact.Arti
 			checks = append(checks, compared(difference.Field+" measured again", difference.Attested, difference.Measured))
 		}
 	}
-	return checks, nil
+	return checks, again, nil
 }
 
 // printVerification prints the verdict, and says on standard error what first

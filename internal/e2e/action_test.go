@@ -127,12 +127,13 @@ func TestAction(t *testing.T) {
 		}
 		descriptor, _ := a.manifest(t)
 		for name, want := range map[string]string{
-			"pcr4": doc.PCR(4), "pcr7": doc.PCR(7), "pcr11": doc.PCR(11), "pcr12": doc.PCR(12),
+			"pcr2": doc.PCR(2), "pcr4": doc.PCR(4), "pcr7": doc.PCR(7), "pcr11": doc.PCR(11), "pcr12": doc.PCR(12), "pcr13": doc.PCR(13),
 			"artifact":       registry.Host + "/octo-org/image@" + descriptor.Digest.String(),
 			"digest":         descriptor.Digest.String(),
 			"attestation-id": "1000002", "attestation-url": "https://github.com/octo-org/image/attestations/1000002",
-			"measurements":   string(bytes.TrimSpace(measurements)),
-			"kms-conditions": `{"StringEqualsIgnoreCase":{"kms:RecipientAttestation:NitroTPMPCR12":"` + doc.PCR(12) + `","kms:RecipientAttestation:NitroTPMPCR4":"` + doc.PCR(4) + `"}}`,
+			"measurements": string(bytes.TrimSpace(measurements)),
+			"kms-conditions": `{"StringEqualsIgnoreCase":{"kms:RecipientAttestation:NitroTPMPCR12":"` + doc.PCR(12) + `","kms:RecipientAttestation:NitroTPMPCR13":"` + doc.PCR(13) +
+				`","kms:RecipientAttestation:NitroTPMPCR2":"` + doc.PCR(2) + `","kms:RecipientAttestation:NitroTPMPCR4":"` + doc.PCR(4) + `"}}`,
 		} {
 			if got := result.outputs["image."+name]; got != want || got == "" {
 				t.Errorf("output %s is %q, want %q", name, got, want)

@@ -346,7 +346,7 @@ func TestTerraformExampleBindsTheImage(t *testing.T) {
 		}}}
 	}
 	rolling := []kmspolicy.Generation{generation("a"), generation("b")}
-	conditions, err := kmspolicy.Bind(rolling, nil)
+	conditions, err := kmspolicy.Bind(rolling, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -472,7 +472,9 @@ func TestTerraformExampleBindsTheImage(t *testing.T) {
 	variable := blockOf(t, blocks, "variable.kms_conditions")
 	for block, good := range map[string]bool{
 		printed[0].AsString(): true,
-		`{"StringEqualsIgnoreCase":{"kms:RecipientAttestation:NitroTPMPCR7":["aa","bb"]}}`: true,
+		`{"StringEqualsIgnoreCase":{"kms:RecipientAttestation:NitroTPMPCR7":["aa","bb"],"kms:RecipientAttestation:NitroTPMPCR12":"00","kms:RecipientAttestation:NitroTPMPCR13":"00"}}`: true,
+		`{"StringEqualsIgnoreCase":{"kms:RecipientAttestation:NitroTPMPCR7":["aa","bb"]}}`:                                                                                             false,
+		`{"StringEqualsIgnoreCase":{"kms:RecipientAttestation:NitroTPMPCR4":"aa","kms:RecipientAttestation:NitroTPMPCR12":"00"}}`:                                                      false,
 		`{"StringEqualsIgnoreCase":{}}`: false,
 		`{}`:                            false,
 		`no JSON`:                       false,

@@ -30,7 +30,7 @@ const instanceUp = 8 * time.Minute
 // it, on an emulated NitroTPM, and asks it who it is: verify instance against the
 // artifact. Then other images answer in its place, and each is refused for what it
 // is. All of them when ATTESTABLE_IMAGE_MATRIX is set, as scripts/instance-matrix
-// does; otherwise the one whose PCR 4 is the artifact's.
+// does; otherwise those whose PCR 4 is the artifact's.
 func (a *artifact) provesItself(t *testing.T) {
 	full := os.Getenv("ATTESTABLE_IMAGE_MATRIX") != ""
 	for _, c := range []struct {
@@ -41,6 +41,7 @@ func (a *artifact) provesItself(t *testing.T) {
 	}{
 		{"as attested", true, func(*testing.T) (string, []string) { return a.disk, nil }, nil},
 		{"another command line", true, a.withBootEntry, []string{"PCR 12"}},
+		{"a driver that a UEFI variable has firmware load", true, a.withDriver, []string{"PCR 2"}},
 		{"an add-on's command line", false, a.withAddon, []string{"PCR 4", "PCR 12"}},
 		{"another unified kernel image", false, a.withOtherKernelImage, []string{"PCR 4"}},
 		{"one more package", false, a.withOneMorePackage, []string{"PCR 4"}},
@@ -163,11 +164,40 @@ func (a *artifact) instance(t *testing.T, disk string, flags ...string) *instanc
 // systemd-stub takes them in place of the unified kernel image's own command line.
 func (a *artifact) withBootEntry(t *testing.T) (string, []string) {
 	t.Helper()
+	image, err := os.ReadFile(a.kernelImage(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, _ := bytes.Cut(image, []byte("console=ttyS0 "))
+	line, _, _ = bytes.Cut(line, []byte{0})
+	var options []byte
+	for _, unit := range utf16.Encode([]rune("console=ttyS0 " + string(line) + " systemd.mask=nothing.service\x00")) {
+		options = binary.LittleEndian.AppendUint16(options, unit)
+	}
+	return a.disk, loading(t, a.disk, "Boot", "/EFI/BOOT/BOOTX64.EFI", options)
+}
+
+// withDriver has the firmware load a driver from the EFI system partition before it
+// starts anything, as whoever registers an AMI can with its UefiData.
+func (a *artifact) withDriver(t *testing.T) (string, []string) {
+	t.Helper()
+	to, driver := copyOf(t, a.disk), filepath.Join(t.TempDir(), "driver.efi")
+	if err := os.WriteFile(driver, testenv.Driver(0x8664), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	onESP(t, to, "mcopy", driver, "::driver.efi")
+	return to, loading(t, to, "Driver", "/driver.efi", nil)
+}
+
+// loading makes the flags of a boot whose firmware has the variables KIND0000 and
+// KINDOrder, which have it load a file of the disk's EFI system partition.
+func loading(t *testing.T, path, kind, file string, options []byte) []string {
+	t.Helper()
 	const code, vars = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 	if _, err := os.Stat(vars); err != nil {
 		testenv.Missing(t, err)
 	}
-	d, err := disk.Open(a.disk)
+	d, err := disk.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,27 +206,17 @@ func (a *artifact) withBootEntry(t *testing.T) (string, []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	image, err := os.ReadFile(a.kernelImage(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, line, _ := bytes.Cut(image, []byte("console=ttyS0 "))
-	line, _, _ = bytes.Cut(line, []byte{0})
-	dir := t.TempDir()
 	esp := table.Partitions[0]
-	var options []byte
-	for _, unit := range utf16.Encode([]rune("console=ttyS0 " + string(line) + " systemd.mask=nothing.service\x00")) {
-		options = binary.LittleEndian.AppendUint16(options, unit)
-	}
-	entry := efi.LoadOption("with options", efi.HardDriveFile(esp.Number, uint64(esp.Offset/512), uint64(esp.Size/512), efi.GUID(esp.GUID), "/EFI/BOOT/BOOTX64.EFI"), options)
+	option := efi.LoadOption("of a test", efi.HardDriveFile(esp.Number, uint64(esp.Offset/512), uint64(esp.Size/512), efi.GUID(esp.GUID), file), options)
 	const global = "8be4df61-93ca-11d2-aa0d-00e098032b8c" // EFI_GLOBAL_VARIABLE
 	variables, err := json.Marshal(map[string]any{"version": 2, "variables": []any{
-		map[string]any{"name": "Boot0000", "guid": global, "attr": 7, "data": hex.EncodeToString(entry)},
-		map[string]any{"name": "BootOrder", "guid": global, "attr": 7, "data": "0000"},
+		map[string]any{"name": kind + "0000", "guid": global, "attr": 7, "data": hex.EncodeToString(option)},
+		map[string]any{"name": kind + "Order", "guid": global, "attr": 7, "data": "0000"},
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	dir := t.TempDir()
 	list, made := filepath.Join(dir, "variables.json"), filepath.Join(dir, "vars.fd")
 	if err := os.WriteFile(list, variables, 0o600); err != nil {
 		t.Fatal(err)
@@ -204,7 +224,7 @@ func (a *artifact) withBootEntry(t *testing.T) (string, []string) {
 	if out, err := exec.Command(testenv.Tool(t, "virt-fw-vars"), "--input", vars, "--set-json", list, "--output", made).CombinedOutput(); err != nil {
 		t.Fatalf("virt-fw-vars: %v\n%s", err, out)
 	}
-	return a.disk, []string{"--firmware-code", code, "--firmware-vars", made}
+	return []string{"--firmware-code", code, "--firmware-vars", made}
 }
 
 // withAddon is the disk with an add-on beside its unified kernel image.

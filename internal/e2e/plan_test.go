@@ -180,7 +180,7 @@ func TestWorkflowCollect(t *testing.T) {
 		t.Helper()
 		outputs, log, ok := workflowScript(t, "workflow-place", map[string]string{
 			"PLACE": n, "ID": id, "VARIANT": "", "ARCHITECTURE": id, "ARTIFACT": artifact, "DIGEST": "sha256:0",
-			"PCR4": "4" + id, "PCR7": "7", "PCR11": "11", "PCR12": "12", "ATTESTATION_ID": "5\n::pwned", "ATTESTATION_URL": "", "BUNDLE": "attestations-" + id,
+			"PCR2": "2", "PCR4": "4" + id, "PCR7": "7", "PCR11": "11", "PCR12": "12", "PCR13": "13", "ATTESTATION_ID": "5\n::pwned", "ATTESTATION_URL": "", "BUNDLE": "attestations-" + id,
 		})
 		if !ok || len(outputs) != 1 {
 			t.Fatalf("outputs %v\n%s", outputs, log)
@@ -199,7 +199,7 @@ func TestWorkflowCollect(t *testing.T) {
 	both := map[string]string{"MATRIX": matrix, "PUSH": "true", "BUILT": "{}", "ATTESTED": object(map[string]string{"image-0": arm, "image-1": intel, "image-2": ""})}
 	outputs, log, ok := workflowScript(t, "workflow-collect", both)
 	var images []map[string]string
-	if err := json.Unmarshal([]byte(outputs["images"]), &images); !ok || err != nil || len(images) != 2 || len(outputs) != 8 {
+	if err := json.Unmarshal([]byte(outputs["images"]), &images); !ok || err != nil || len(images) != 2 || len(outputs) != 10 {
 		t.Fatalf("outputs %v: %v\n%s", outputs, err, log)
 	}
 	if images[0]["architecture"] != "aarch64" || images[1]["artifact"] != "registry/image@sha256:b" || images[1]["pcr4"] != "4x86_64" || outputs["pcr4"] != "" {

@@ -156,13 +156,15 @@ func callReusableWorkflow(t *testing.T, text string, predicateTypes ...string) w
           IMAGES: ${{ needs.images.outputs.images }}
           ARTIFACT: ${{ needs.images.outputs.artifact }}
           DIGEST: ${{ needs.images.outputs.digest }}
+          PCR2: ${{ needs.images.outputs.pcr2 }}
           PCR4: ${{ needs.images.outputs.pcr4 }}
           PCR7: ${{ needs.images.outputs.pcr7 }}
           PCR11: ${{ needs.images.outputs.pcr11 }}
           PCR12: ${{ needs.images.outputs.pcr12 }}
+          PCR13: ${{ needs.images.outputs.pcr13 }}
           BUNDLE: ${{ needs.images.outputs.bundle }}
         run: |
-          for name in IMAGES ARTIFACT DIGEST PCR4 PCR7 PCR11 PCR12 BUNDLE; do
+          for name in IMAGES ARTIFACT DIGEST PCR2 PCR4 PCR7 PCR11 PCR12 PCR13 BUNDLE; do
             [ -n "${!name}" ]
             echo "${name,,}=${!name}" >> "$GITHUB_OUTPUT"
           done
@@ -199,7 +201,7 @@ func callReusableWorkflow(t *testing.T, text string, predicateTypes ...string) w
 	if err := json.Unmarshal([]byte(result.outputs["assert.images"]), &images); err != nil || len(images) != 1 {
 		t.Fatalf("images are %s: %v", result.outputs["assert.images"], err)
 	}
-	for _, name := range []string{"artifact", "digest", "pcr4", "pcr7", "pcr11", "pcr12", "bundle"} {
+	for _, name := range []string{"artifact", "digest", "pcr2", "pcr4", "pcr7", "pcr11", "pcr12", "pcr13", "bundle"} {
 		if got := result.outputs["assert."+name]; got == "" || got != images[0][name] {
 			t.Errorf("output %s is %q, and in images %q", name, got, images[0][name])
 		}

@@ -13,7 +13,7 @@ import (
 )
 
 // verifyOutputs are the outputs that a workflow is given when everything holds.
-var verifyOutputs = []string{"artifact", "digest", "measurements", "pcr11", "pcr12", "pcr4", "pcr7", "source-digest", "source-repository"}
+var verifyOutputs = []string{"artifact", "digest", "measurements", "pcr11", "pcr12", "pcr13", "pcr2", "pcr4", "pcr7", "source-digest", "source-repository"}
 
 // verifyWorkflow is a workflow of a repository that deploys, which calls the
 // action with inputs.

@@ -16,7 +16,7 @@ import (
 // of its statements what the provider would, and compares with the JSON policy.
 func TestTerraformIsThePolicy(t *testing.T) {
 	with12 := func(pcr4, pcr12 string) Generation {
-		return generation("off", false, map[int]string{4: value(pcr4), 12: value(pcr12)})
+		return generation("off", false, map[int]string{2: separator, 4: value(pcr4), 12: value(pcr12), 13: zero})
 	}
 	for name, generations := range map[string][]Generation{
 		"one": {build("image", "4a")}, "two values": {build("a", "4a"), build("b", "4b")},

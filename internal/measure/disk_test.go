@@ -320,7 +320,7 @@ func TestFileEqualsDisk(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !slices.Equal(ofFile.PCRs, []int{4, 7, 11, 12}) {
+			if !slices.Equal(ofFile.PCRs, DefaultPCRs) {
 				t.Fatalf("PCRs %v", ofFile.PCRs)
 			}
 			for _, n := range ofFile.PCRs {

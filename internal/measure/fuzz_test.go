@@ -78,7 +78,7 @@ func TestTinyDisk(t *testing.T) {
 	if err := os.WriteFile(path, tinyDisk(t, testenv.UKI(0x8664, "257.13-1")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p, err := Disk(t.Context(), openDisk(t, path), Options{PCRs: []int{4, 5, 7, 9, 11, 12, 13}})
+	p, err := Disk(t.Context(), openDisk(t, path), Options{PCRs: []int{2, 4, 5, 7, 9, 11, 12, 13}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func FuzzDisk(f *testing.F) {
 			o.SecureBoot = SecureBoot{PK: lists, DB: lists}
 		}
 		d := openDisk(t, path)
-		o.PCRs = []int{4, 5, 7, 11, 12, 13}
+		o.PCRs = []int{2, 4, 5, 7, 11, 12, 13}
 		p, err := Disk(t.Context(), d, o)
 		if err != nil {
 			if !strings.HasPrefix(err.Error(), "measure "+path+": ") || strings.ContainsFunc(err.Error(), func(r rune) bool { return r < ' ' || r == 0x7f }) {

@@ -50,7 +50,7 @@ type bootEntry struct {
 // finds.
 func (p *prediction) throughLoader(loaderPath string, loader *efi.Image, version int) error {
 	refuse := func(format string, args ...any) error {
-		return fmt.Errorf("PCR %d cannot be predicted: %s is systemd-boot %d, and %s", p.PCRs[0], loaderPath, version, fmt.Sprintf(format, args...))
+		return fmt.Errorf("PCR %d cannot be predicted: %s is systemd-boot %d, and %s", p.first(), loaderPath, version, fmt.Sprintf(format, args...))
 	}
 	p.loader = version
 	if version != 252 && version != 254 && version < 257 {

@@ -16,9 +16,6 @@ import (
 	"github.com/org/attestable-image-action/internal/efi"
 )
 
-// DefaultPCRs are those that are predicted unless others are asked for.
-var DefaultPCRs = []int{4, 7, 11, 12}
-
 // predictable says what is known about the PCRs that firmware and systemd-stub
 // extend but that cannot be told from a disk.
 var predictable = map[int]string{
@@ -353,7 +350,16 @@ func (p *prediction) notUKI(path string, image *efi.Image, hasKernel bool) error
 	if magic, ok := image.BootLoader(); ok {
 		what = "is the boot loader " + plain(magic)
 	}
-	return fmt.Errorf("PCR %d cannot be predicted: %s %s, and what it loads next cannot be told", p.PCRs[0], path, what)
+	return fmt.Errorf("PCR %d cannot be predicted: %s %s, and what it loads next cannot be told", p.first(), path, what)
+}
+
+// first is the PCR that is named when several cannot be predicted: that of the images
+// that are started, before that of drivers.
+func (p *prediction) first() int {
+	if p.PCRs[0] == 2 && len(p.PCRs) > 1 {
+		return p.PCRs[1]
+	}
+	return p.PCRs[0]
 }
 
 // plain makes a name from a disk fit to print: no control character of it

@@ -23,6 +23,17 @@ func SoftwareTPM(t testing.TB) transport.TPM {
 	return tpm
 }
 
+// Extend extends a PCR of the SHA-384 bank.
+func Extend(t testing.TB, tpm transport.TPM, pcr int, digest []byte) {
+	t.Helper()
+	if _, err := (tpm2.PCRExtend{
+		PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(pcr), Auth: tpm2.PasswordAuth(nil)}, //nolint:gosec // a PCR's number is small
+		Digests:   tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA384, Digest: digest}}},
+	}).Execute(tpm); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // ResettableTPM is SoftwareTPM, and what resets it as a machine does: with
 // TPM_SU_CLEAR, as at a reset; with TPM_SU_STATE, as at a suspend and a resume (TPM
 // 2.0 part 1, section 12.2.3). The commands for it go through what stands before the

@@ -71,6 +71,12 @@ data "aws_iam_policy_document" "attestable_image" {
 
     condition {
       test     = "StringEqualsIgnoreCase"
+      variable = "kms:RecipientAttestation:NitroTPMPCR2"
+      values   = ["518923b0f955d08da077c96aaba522b9decede61c599cea6c41889cfbea4ae4d50529d96fe4d1afdafb65e7f95bf23c4"]
+    }
+
+    condition {
+      test     = "StringEqualsIgnoreCase"
       variable = "kms:RecipientAttestation:NitroTPMPCR4"
       values   = ["4a7777777777777777777777777777777777777777777777777777777777777777777777777777777777777777777777"]
     }
@@ -78,6 +84,12 @@ data "aws_iam_policy_document" "attestable_image" {
     condition {
       test     = "StringEqualsIgnoreCase"
       variable = "kms:RecipientAttestation:NitroTPMPCR12"
+      values   = ["000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"]
+    }
+
+    condition {
+      test     = "StringEqualsIgnoreCase"
+      variable = "kms:RecipientAttestation:NitroTPMPCR13"
       values   = ["000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"]
     }
   }
