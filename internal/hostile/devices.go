@@ -340,8 +340,8 @@ func byConsoles() []Input {
 	}
 }
 
-// listening adds a line on which somebody listens: whatever the guest says there is an
-// effect.
+// listening adds a line on which somebody listens: whatever the operating system says
+// there is an effect. What the firmware says before is none of the image's.
 func (s *setup) listening(kind string, device func(chardev string) []string) error {
 	path := filepath.Join(s.dir, fmt.Sprintf("line-%d", s.input))
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -351,7 +351,17 @@ func (s *setup) listening(kind string, device func(chardev string) []string) err
 	chardev := fmt.Sprintf("line%d", s.devices)
 	s.arguments("-chardev", kind+",id="+chardev+",path="+strings.ReplaceAll(path, ",", ",,"))
 	s.arguments(device(chardev)...)
-	return s.watch(path, "the line", 0, 1<<20)
+	if err := s.watch(path, "the line", 0, 1<<20); err != nil {
+		return err
+	}
+	line := len(s.attached) - 1
+	s.operate = append(s.operate, func(ctx context.Context, o *vm.Operator) (err error) {
+		if waitFor(ctx, o.HandedOver, 0) {
+			s.attached[line].sum, err = sumOf(path, 0, 1<<20)
+		}
+		return err
+	})
+	return nil
 }
 
 // byNetwork is what a network says to a machine.
