@@ -207,7 +207,8 @@ func (b *battery) try(ctx context.Context, group []Input) (differed bool, err er
 }
 
 // halve tries both halves of a group whose boot differed. When neither half differs by
-// itself, it was what they do together.
+// itself, it was what they do together, or chance: an emulated machine crashes now and
+// then. So the group is booted once more.
 func (b *battery) halve(ctx context.Context, group []Input, o *Outcome, changed []int) error {
 	differed := false
 	for _, half := range [][]Input{group[:len(group)/2], group[len(group)/2:]} {
@@ -218,6 +219,14 @@ func (b *battery) halve(ctx context.Context, group []Input, o *Outcome, changed 
 		differed = differed || d
 	}
 	if differed {
+		return nil
+	}
+	b.progress(fmt.Sprintf("booting once more with %s, none of which did it alone", counted(len(group))))
+	again, err := b.boot(ctx, group, false)
+	if err != nil {
+		return err
+	}
+	if again.Ended == b.baseline.Ended && len(differing(b.baseline.Bound, again.Bound)) == 0 {
 		return nil
 	}
 	names := make([]string, len(group))

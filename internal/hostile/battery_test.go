@@ -19,6 +19,7 @@ type fakeBooter struct {
 	missing  map[string]bool // cannot be tried
 	hides    map[string]bool // nothing else is seen where this one is
 	together [2]string       // stop the boot when both are there
+	crash    int             // the boot that ends by chance, from 1
 	boots    [][]string
 }
 
@@ -46,6 +47,9 @@ func (f *fakeBooter) boot(_ context.Context, inputs []Input, _ bool) (*Outcome, 
 		o.Ended = "both were there"
 	}
 	f.boots = append(f.boots, ids)
+	if len(f.boots) == f.crash {
+		o.Ended = "chance"
+	}
 	return o, nil
 }
 
@@ -91,7 +95,8 @@ func TestBattery(t *testing.T) {
 		{"not tried is no result", fakeBooter{missing: map[string]bool{"b": true}}, []string{"a", "b"},
 			map[string]audit.HostileResult{"b": audit.NotTried}, 2},
 		{"only together", fakeBooter{together: [2]string{"a", "b"}}, []string{"a", "b"},
-			map[string]audit.HostileResult{"a": audit.NotTried, "b": audit.NotTried}, 4},
+			map[string]audit.HostileResult{"a": audit.NotTried, "b": audit.NotTried}, 5},
+		{"a crash by chance", fakeBooter{crash: 2}, []string{"a", "b"}, nil, 5},
 		{"early and measured", fakeBooter{measured: map[string]int{"a": 4}}, []string{"a:early", "b"},
 			map[string]audit.HostileResult{"a": audit.Measured}, 4},
 		{"early and not measured boots to the end", fakeBooter{signs: map[string]string{"a": "ran"}}, []string{"a:early", "b"},
