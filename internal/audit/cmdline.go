@@ -295,12 +295,10 @@ func (a *auditor) initArgument(at place, word string, behind []string) {
 		if !assigned && len(behind) > 0 {
 			value = unquote.Replace(behind[0])
 		}
-		// getopt_long takes what an option begins with for the option.
 		switch {
-		case strings.HasPrefix("unit", option) && slices.Contains(rescueUnits, value):
+		case abbreviates(option, "unit", 1) && slices.Contains(rescueUnits, value):
 			a.add("rescue-target", at, "%s", word)
-		case strings.HasPrefix("crash-shell", option) && len(option) > len("crash-") && (!assigned || !isFalse(value)),
-			strings.HasPrefix("confirm-spawn", option) && len(option) > len("con") && (!assigned || !isFalse(value)):
+		case (abbreviates(option, "crash-shell", len("crash-s")) || abbreviates(option, "confirm-spawn", len("conf"))) && (!assigned || !isFalse(value)):
 			a.add("crash-shell", at, "%s", word)
 		}
 		return
@@ -309,6 +307,12 @@ func (a *auditor) initArgument(at place, word string, behind []string) {
 	if !inside && assigned && !strings.Contains(name, ".") && !lowerCase().MatchString(name) && !harmlessVariable(name) {
 		a.add("init-environment", at, "%.200s", word)
 	}
+}
+
+// abbreviates reports whether getopt_long takes a word for an option: the beginning of
+// one is enough, of a length that no other begins with.
+func abbreviates(word, option string, least int) bool {
+	return len(word) >= least && strings.HasPrefix(option, word)
 }
 
 // lowerCase are names of the kernel's own options and of dracut's. The loader, the C
