@@ -30,6 +30,7 @@ check: tools
 
 # Every test. A test whose real part is missing fails here instead of skipping.
 test: setup check
+	scripts/node-tools
 	ATTESTABLE_IMAGE_REQUIRE=1 PATH="$(TOOLS):$$PATH:/usr/sbin:/sbin" go test -timeout 30m ./...
 
 lint: tools

@@ -331,7 +331,7 @@ func TestRegister(t *testing.T) {
 			i := p.image(t)
 			c, said := cloud(t)
 			var total, done int64
-			c.Begin, c.Progress = func(n int64) { total = n }, func(n int64) { done += n }
+			c.Begin, c.Progress = func(_ string, n int64) { total = n }, func(n int64) { done += n }
 			result, err := register(t.Context(), c, i, Spec{Tags: map[string]string{"team": "a b"}, Description: "words"})
 			if err != nil {
 				t.Fatal(err)

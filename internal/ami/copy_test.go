@@ -1,10 +1,14 @@
 package ami
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,8 +38,9 @@ func (l look) permissions(t *testing.T, id string) string {
 	return strings.Join(list, " ")
 }
 
-// TestCopy copies to two regions and shares, and does it again.
-func TestCopy(t *testing.T) {
+// TestFurtherRegions uploads to two more regions and shares, and does it again. No AMI
+// is made of another one: a role that may copy may publish what is not its own.
+func TestFurtherRegions(t *testing.T) {
 	disk := testDisk(t)
 	p := layout(t, disk)
 	e := testenv.SharedEC2(t)
@@ -65,6 +70,12 @@ func TestCopy(t *testing.T) {
 			t.Errorf("%s: shared with %q, want %q", region, got, want)
 		}
 	}
+	if calls := e.Requests("CopyImage", "CopySnapshot"); len(calls) > 0 {
+		t.Errorf("%s was asked for", calls[0].Operation)
+	}
+	if calls := e.Requests("StartSnapshot"); len(calls) != 3 {
+		t.Errorf("%d snapshots were started", len(calls))
+	}
 	e.Forget()
 	again, err := register(t.Context(), c, p.image(t), spec)
 	if err != nil {
@@ -75,7 +86,7 @@ func TestCopy(t *testing.T) {
 			t.Errorf("again: %+v, first %+v", placed, result.AMIs[n])
 		}
 	}
-	if calls := e.Requests("StartSnapshot", "RegisterImage", "CopyImage"); len(calls) > 0 {
+	if calls := e.Requests("StartSnapshot", "RegisterImage"); len(calls) > 0 {
 		t.Errorf("again: %s was asked for", calls[0].Operation)
 	}
 }
@@ -90,9 +101,9 @@ func checkTags2(t *testing.T, tags []types.Tag, i *Image) {
 	}
 }
 
-// TestCopyFails fails in one of two regions: the other one is done, and nothing
+// TestFurtherRegionFails fails in one of two regions: the other one is done, and nothing
 // is left in the first.
-func TestCopyFails(t *testing.T) {
+func TestFurtherRegionFails(t *testing.T) {
 	p := layout(t, testDisk(t))
 	failing := func(operation string, fault func(w http.ResponseWriter, call testenv.AWSRequest)) func(http.ResponseWriter, *http.Request, testenv.AWSRequest, http.Handler) bool {
 		return func(w http.ResponseWriter, _ *http.Request, call testenv.AWSRequest, _ http.Handler) bool {
@@ -110,9 +121,10 @@ func TestCopyFails(t *testing.T) {
 		intercept func(http.ResponseWriter, *http.Request, testenv.AWSRequest, http.Handler) bool
 		want      string
 	}{
-		"copying denied": {failing("CopyImage", denied), "to eu-west-1: start the copy in eu-west-1: the AWS credentials lack the permission ec2:CopyImage on"},
-		"sharing denied": {failing("ModifyImageAttribute", denied), "to eu-west-1: share AMI ami-"},
-		"copy fails": {func(w http.ResponseWriter, r *http.Request, call testenv.AWSRequest, forward http.Handler) bool {
+		"uploading denied":   {failing("StartSnapshot", denied), "make the AMI in eu-west-1: start a snapshot in eu-west-1: the AWS credentials lack the permission ebs:StartSnapshot on"},
+		"registering denied": {failing("RegisterImage", denied), "make the AMI in eu-west-1: register the AMI in eu-west-1: the AWS credentials lack the permission ec2:RegisterImage on"},
+		"sharing denied":     {failing("ModifyImageAttribute", denied), "make the AMI in eu-west-1: share AMI ami-"},
+		"the AMI fails": {func(w http.ResponseWriter, r *http.Request, call testenv.AWSRequest, forward http.Handler) bool {
 			if call.Region != there || call.Operation != "DescribeImages" || call.Form.Get("ImageId.1") == "" {
 				return false
 			}
@@ -155,16 +167,30 @@ func TestCopyFails(t *testing.T) {
 	})
 }
 
-// TestEncrypt asks for an encrypted snapshot, and for copies with keys of their
-// regions.
+// TestEncrypt asks for encrypted snapshots, with keys of their regions.
 func TestEncrypt(t *testing.T) {
 	disk := testDisk(t)
 	p := layout(t, disk)
 	multi := "arn:aws:kms:eu-central-1:123456789012:key/mrk-0123456789"
 	single := "arn:aws:kms:eu-central-1:123456789012:key/0123456789"
-	for key, copied := range map[string]string{"": "", single: "", multi: strings.Replace(multi, home, there, 1)} {
+	for key, elsewhere := range map[string]string{"": "", single: "", multi: strings.Replace(multi, home, there, 1)} {
 		t.Run(key, func(t *testing.T) {
 			e := testenv.SharedEC2(t)
+			var mu sync.Mutex
+			asked := map[string]string{} // for snapshots, by region
+			e.Intercept(t, func(_ http.ResponseWriter, r *http.Request, call testenv.AWSRequest, _ http.Handler) bool {
+				if call.Operation == "StartSnapshot" {
+					body, err := io.ReadAll(r.Body)
+					if err != nil {
+						t.Error(err)
+					}
+					r.Body = io.NopCloser(bytes.NewReader(body))
+					mu.Lock()
+					defer mu.Unlock()
+					asked[call.Region] = string(body)
+				}
+				return false
+			})
 			c, _ := cloud(t)
 			if _, err := register(t.Context(), c, p.image(t), Spec{Encrypt: true, KMSKey: key, CopyTo: []string{there}}); err != nil {
 				t.Fatal(err)
@@ -178,9 +204,16 @@ func TestEncrypt(t *testing.T) {
 					t.Errorf("RegisterImage has %s", field)
 				}
 			}
-			form := e.Requests("CopyImage")[0].Form
-			if form.Get("Encrypted") != "true" || form.Get("KmsKeyId") != copied {
-				t.Errorf("the copy: Encrypted %q, KmsKeyId %q", form.Get("Encrypted"), form.Get("KmsKeyId"))
+			mu.Lock()
+			defer mu.Unlock()
+			for region, want := range map[string]string{home: key, there: elsewhere} {
+				var in struct {
+					Encrypted bool
+					Key       string `json:"KmsKeyArn"`
+				}
+				if err := json.Unmarshal([]byte(asked[region]), &in); err != nil || !in.Encrypted || in.Key != want {
+					t.Errorf("%s: asked for %s (%v), want the key %q", region, asked[region], err, want)
+				}
 			}
 		})
 	}

@@ -1,7 +1,7 @@
 // Package ami makes Amazon Machine Images of verified artifacts: it streams the
 // disk from the registry into an EBS snapshot, registers the snapshot as an
-// attestable AMI (UEFI, TPM 2.0, IMDSv2), copies and shares it, and removes AMIs
-// with their snapshots.
+// attestable AMI (UEFI, TPM 2.0, IMDSv2), shares it, does the same in further
+// regions, and removes AMIs with their snapshots.
 //
 // It follows the EBS direct APIs (StartSnapshot, PutSnapshotBlock,
 // CompleteSnapshot) and the EC2 API (RegisterImage and what surrounds it). It

@@ -242,16 +242,20 @@ func TestDeniedIsNotTriedAgain(t *testing.T) {
 func TestStop(t *testing.T) {
 	disk := testDisk(t)
 	p := layout(t, disk)
-	stops := []string{"StartSnapshot", "PutSnapshotBlock", "CompleteSnapshot", "RegisterImage", "CopyImage", "ModifyImageAttribute", "DescribeSnapshots"}
-	for _, operation := range stops {
+	stops := [][2]string{
+		{"StartSnapshot", home}, {"PutSnapshotBlock", home}, {"CompleteSnapshot", home}, {"RegisterImage", home}, {"ModifyImageAttribute", home},
+		{"DescribeSnapshots", home}, {"StartSnapshot", there}, {"PutSnapshotBlock", there}, {"RegisterImage", there}, {"ModifyImageAttribute", there},
+	}
+	for _, stop := range stops {
+		operation, region := stop[0], stop[1]
 		for _, when := range []string{"before", "after", "lost"} {
-			t.Run(operation+" "+when, func(t *testing.T) {
+			t.Run(operation+" "+region+" "+when, func(t *testing.T) {
 				e := testenv.SharedEC2(t)
 				ctx, stop := context.WithCancelCause(t.Context())
 				stopped := errors.New("stopped by the test")
 				var once atomic.Bool
 				e.Intercept(t, func(w http.ResponseWriter, r *http.Request, call testenv.AWSRequest, forward http.Handler) bool {
-					if call.Operation != operation || !once.CompareAndSwap(false, true) {
+					if call.Operation != operation || call.Region != region || !once.CompareAndSwap(false, true) {
 						return false
 					}
 					switch when {

@@ -54,8 +54,8 @@ type Cloud struct {
 	// It may be called from several goroutines.
 	Note func(string)
 	// Progress is told of every stretch of the disk that is done, in bytes, one
-	// call at a time. Begin is called once before.
-	Begin    func(total int64)
+	// call at a time. Begin is called before the upload to each region.
+	Begin    func(region string, total int64)
 	Progress func(n int64)
 
 	config   aws.Config

@@ -52,22 +52,22 @@ func (c *Cloud) Register(ctx context.Context, image *Image, spec Spec) (*Result,
 	}
 	w := &work{Cloud: c, image: image, spec: spec, run: newRun()}
 	home := c.region(spec.Region)
-	copies := make([]*region, len(spec.CopyTo))
+	further := make([]*region, len(spec.CopyTo))
 	for i, name := range spec.CopyTo {
-		copies[i] = c.region(name)
+		further[i] = c.region(name)
 		// A region that cannot be used is told before anything is uploaded.
-		if _, err := w.find(ctx, copies[i]); err != nil {
+		if _, err := w.find(ctx, further[i]); err != nil {
 			return nil, err
 		}
-		if err := copies[i].checkArchitecture(ctx, image.architecture); err != nil {
+		if err := further[i].checkArchitecture(ctx, image.architecture); err != nil {
 			return nil, err
 		}
 	}
-	first, err := w.home(ctx, home)
+	first, err := w.makeIn(ctx, home)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, first.ledger.undo(ctx, home))
 	}
-	units, failures := w.copyAll(ctx, home, first.placed, copies)
+	units, failures := w.makeElsewhere(ctx, further)
 	if ctx.Err() != nil {
 		// Whoever stops the run wants nothing of it.
 		return nil, errors.Join(context.Cause(ctx), undoAll(ctx, append(units, first)))
@@ -107,12 +107,13 @@ func undoAll(ctx context.Context, units []unit) error {
 	return errors.Join(errs...)
 }
 
-// home makes or finds the AMI in the region that is uploaded to.
-func (w *work) home(ctx context.Context, r *region) (u unit, err error) {
+// makeIn makes or finds the AMI in a region. With an error the unit has the ledger
+// of what is to be undone, and no AMI.
+func (w *work) makeIn(ctx context.Context, r *region) (u unit, err error) {
 	u = unit{region: r, ledger: &ledger{run: w.run}}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, u.ledger.undo(ctx, r))
+			u.placed = nil
 		}
 	}()
 	if u.placed, err = w.find(ctx, r); err != nil {
@@ -201,7 +202,7 @@ func (w *work) put(ctx context.Context, s *snapshot) (*sums, string, error) {
 	head = head[:n]
 	policy := newZeroPolicy(w.spec.Zeros, head, w.image.Size())
 	if s.Begin != nil {
-		s.Begin(w.image.Size())
+		s.Begin(s.name, w.image.Size())
 	}
 	p := newPacer()
 	put, err := w.image.stream(ctx, io.MultiReader(bytes.NewReader(head), disk), policy,

@@ -41,8 +41,10 @@ func (r *region) startRequest(w *work) *ebs.StartSnapshotInput {
 	if w.spec.Encrypt {
 		in.Encrypted = aws.Bool(true)
 	}
-	if w.spec.KMSKey != "" {
-		in.KmsKeyArn = &w.spec.KMSKey
+	if key := w.spec.keyIn(r.name); key != "" {
+		in.KmsKeyArn = &key
+	} else if w.spec.KMSKey != "" {
+		r.note("the snapshot in %s is encrypted with the account's default key there: %s is of one region only", r.name, w.spec.KMSKey)
 	}
 	tags := w.snapshotTags()
 	for _, key := range slices.Sorted(maps.Keys(tags)) {

@@ -192,7 +192,7 @@ func (i *Image) CheckSpec(s Spec) (Spec, error) {
 	case s.Encrypt && s.KMSKey == "" && len(s.ShareWith) > 0:
 		return s, errors.New("an AMI that is encrypted with the account's default key cannot be shared, since nobody else may use that key: give a key of your own")
 	case len(s.CopyTo) > 0 && s.KMSKey != "" && keyIn(s.KMSKey, s.Region) == "" && len(s.ShareWith) > 0:
-		return s, fmt.Errorf("the copies would be encrypted with the account's default keys, since %s is of one region only, and could then not be shared: give a multi-Region key", s.KMSKey)
+		return s, fmt.Errorf("the AMIs in further regions would be encrypted with the account's default keys, since %s is of one region only, and could then not be shared: give a multi-Region key", s.KMSKey)
 	case s.Encrypt && s.Zeros == OmitZeros:
 		return s, errors.New("blocks that were never written read as garbage on an encrypted volume, which breaks dm-verity: zero blocks inside partitions cannot be omitted together with encryption")
 	}

@@ -78,7 +78,7 @@ encrypted, now or when it is launched, and dm-verity then stops the machine.`,
 	flags.StringVar(&f.name, "name", "", "`NAME` of the AMI (default: image name, version and the beginning of the digest)")
 	flags.StringVar(&f.description, "description", "", "description of the AMI and its snapshot (default: the artifact's reference)")
 	flags.StringVar(&f.family, "family", "", "`NAME` of the AMIs that replace each other, for --keep (default: the repository of the registry, the image's name and the architecture)")
-	flags.StringSliceVar(&f.copyTo, "copy-to", nil, "further `REGION` to copy the AMI to; repeatable, or separated by commas")
+	flags.StringSliceVar(&f.copyTo, "copy-to", nil, "further `REGION` to make the AMI in, which is uploaded to, too; repeatable, or separated by commas")
 	flags.StringSliceVar(&f.shareWith, "share-with", nil, "`ACCOUNT`, or ARN of an organisation or organisational unit, that may launch the AMI; repeatable")
 	flags.IntVar(&f.keep, "keep", 0, "deregister older AMIs of the family, with their snapshots, so that `N` remain in each region (default: all)")
 	flags.StringVar(&f.zeroBlocks, "zero-blocks", ami.OutsidePartitions.String(), "zero blocks that are not written: outside-partitions, write (none) or omit (all)")
@@ -129,7 +129,12 @@ func (a *app) registerAMI(ctx context.Context, f registerFlags, reference string
 		return usageError{err}
 	}
 	var bar *progress
-	cloud.Begin = func(total int64) { bar = a.newProgress("upload to "+spec.Region, total) }
+	cloud.Begin = func(region string, total int64) {
+		if bar != nil {
+			bar.finish()
+		}
+		bar = a.newProgress("upload to "+region, total)
+	}
 	cloud.Progress = func(n int64) { bar.add(n) }
 	limited, cancel := context.WithTimeoutCause(ctx, f.timeLimit, errTimeLimit)
 	defer cancel()
@@ -229,7 +234,7 @@ type registration struct {
 type registrationReport struct {
 	Artifact     string `json:"artifact"` // REPOSITORY@sha256:HEX
 	Name         string `json:"name"`     // of the AMI
-	Region       string `json:"region"`   // that it was registered in; the copies are in others
+	Region       string `json:"region"`   // that it was registered in first
 	ImageID      string `json:"ami-id"`
 	SnapshotID   string `json:"snapshot-id"`
 	Architecture string `json:"architecture"`

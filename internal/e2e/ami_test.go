@@ -402,7 +402,7 @@ func TestCancelledJob(t *testing.T) {
 		{"CompleteSnapshot", 1, true, syscall.SIGINT},
 		{"RegisterImage", 1, false, syscall.SIGTERM},
 		{"RegisterImage", 1, true, syscall.SIGINT},
-		{"CopyImage", 1, false, syscall.SIGINT},
+		{"RegisterImage", 2, false, syscall.SIGINT},
 	} {
 		t.Run(fmt.Sprintf("%s %d, hangs %t, %s", tc.operation, tc.nth, tc.hangs, tc.signal), func(t *testing.T) {
 			e := testenv.SharedEC2(t)
