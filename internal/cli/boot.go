@@ -13,9 +13,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/org/attestable-image-action/internal/disk"
-	hostileboot "github.com/org/attestable-image-action/internal/hostile"
 	"github.com/org/attestable-image-action/internal/measure"
 	"github.com/org/attestable-image-action/internal/vm"
+	"github.com/org/attestable-image-action/nitrotpm"
 )
 
 func newBootCommand(a *app) *cobra.Command {
@@ -78,7 +78,7 @@ controls them, is in the table. It takes some minutes.`,
 				return err
 			}
 			if hostile.on {
-				predict.addPCRs(hostileboot.Bound(predict.pk != ""))
+				predict.addPCRs(nitrotpm.IdentityPCRs(predict.pk != ""))
 			}
 			o, err := predict.options()
 			if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/org/attestable-image-action/internal/disk"
 	"github.com/org/attestable-image-action/internal/measure"
 	"github.com/org/attestable-image-action/internal/vm"
+	"github.com/org/attestable-image-action/nitrotpm"
 )
 
 // Options say what to try, and on what.
@@ -21,14 +22,6 @@ type Options struct {
 	Inputs []Input
 	// Progress is told before each boot what is in it.
 	Progress func(text string)
-}
-
-// Bound are the PCRs that identify an image.
-func Bound(secureBoot bool) []int {
-	if secureBoot {
-		return []int{7, 12, 13}
-	}
-	return []int{2, 4, 12, 13}
 }
 
 // Run boots a disk under each input and reports what had an effect. The prediction is
@@ -48,7 +41,7 @@ func Run(ctx context.Context, p *measure.Prediction, o Options) (*audit.HostileB
 		return nil, err
 	}
 	secureBoot := o.Boot.SecureBoot.Enabled()
-	bound := Bound(secureBoot)
+	bound := nitrotpm.IdentityPCRs(secureBoot)
 	predicted := map[int]string{}
 	for _, pcr := range bound {
 		if slices.Contains(p.PCRs, pcr) {
