@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"slices"
 	"strconv"
@@ -227,31 +228,83 @@ func FindRootVerity(d *disk.Disk, chain *measure.BootChain) (*RootVerity, error)
 	return &RootVerity{v, target.root, target.from, p.Number, offset}, nil
 }
 
-// tree recomputes a tree that leads to the expected root hash over the
-// partition with the data: its own when it begins behind the data, else the
-// first whose blocks the tree confirms best.
-func (c *coverage) tree(ctx context.Context, v *disk.Verity, target *verityTarget, hash *disk.Partition, hashOffset int64) error {
-	var best *disk.VerityReport
-	var data *disk.Partition
-	for i := range c.gpt.Partitions {
-		p := &c.gpt.Partitions[i]
+// OpenRoot opens the root file system that the root hash of the unified kernel image
+// covers, each block of it checked: as the kernel sees it, no longer than its hash
+// tree, and of the kind that the command line says where it says one. number is the
+// partition's. The file system is nil when the image has no root hash.
+func OpenRoot(ctx context.Context, d *disk.Disk, chain *measure.BootChain) (f *disk.Filesystem, number int, err error) {
+	v, err := FindRootVerity(d, chain)
+	if v == nil || err != nil {
+		return nil, 0, err
+	}
+	gpt, err := d.GPT()
+	if err != nil {
+		return nil, 0, err
+	}
+	report, data, err := verifyData(ctx, gpt, v.Verity, v.HashPartition, v.HashOffset)
+	if err != nil {
+		return nil, 0, err
+	}
+	if !report.Holds(v.RootHash) {
+		return nil, 0, fmt.Errorf("partition %d: the hash tree in partition %d does not confirm its blocks for the root hash of %s: the kernel does not read them", data.Number, v.HashPartition, v.From)
+	}
+	size := v.DataBlocks * v.DataBlockSize
+	f, err = disk.OpenFilesystem(io.NewSectionReader(d, data.Offset, size), size, RootTypes(ChainWords(chain))...)
+	if err != nil {
+		return nil, 0, fmt.Errorf("partition %d, the root file system by the root hash of %s: %w", data.Number, v.From, err)
+	}
+	return f, data.Number, nil
+}
+
+// ChainWords are the words of the command line that the kernel gets.
+func ChainWords(chain *measure.BootChain) []string {
+	if chain.CommandLine != "" {
+		return commandLineWords(chain.CommandLine)
+	}
+	for _, f := range slices.Backward(chain.Files) {
+		if f.Addon {
+			continue
+		}
+		if image, err := efi.ParseImage(f.File, f.File.Size()); err == nil {
+			if words, err := commandLine(image); err == nil {
+				return words
+			}
+		}
+	}
+	return nil
+}
+
+// verifyData recomputes a tree over the partition with the data: its own when it
+// begins behind the data, else the first whose blocks the tree confirms best.
+func verifyData(ctx context.Context, gpt *disk.GPT, v *disk.Verity, hash int, hashOffset int64) (best *disk.VerityReport, data *disk.Partition, err error) {
+	for i := range gpt.Partitions {
+		p := &gpt.Partitions[i]
 		room := p.Size
-		if p.Number == hash.Number {
+		if p.Number == hash {
 			room = hashOffset
 		}
-		if (hashOffset > 0) != (p.Number == hash.Number) || v.DataBlocks*v.DataBlockSize > room {
+		if (hashOffset > 0) != (p.Number == hash) || v.DataBlocks*v.DataBlockSize > room {
 			continue
 		}
 		report, err := v.Verify(ctx, p.Offset)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		if best == nil || report.BadDataCount < best.BadDataCount {
 			best, data = report, p
 		}
 	}
 	if best == nil {
-		return fmt.Errorf("%w with its data: the one in partition %d speaks of %d blocks of %d bytes, and no partition has them", errNoTree, hash.Number, v.DataBlocks, v.DataBlockSize)
+		return nil, nil, fmt.Errorf("%w with its data: the one in partition %d speaks of %d blocks of %d bytes, and no partition has them", errNoTree, hash, v.DataBlocks, v.DataBlockSize)
+	}
+	return best, data, nil
+}
+
+// tree recomputes a tree that leads to the expected root hash.
+func (c *coverage) tree(ctx context.Context, v *disk.Verity, target *verityTarget, hash *disk.Partition, hashOffset int64) error {
+	best, data, err := verifyData(ctx, c.gpt, v, hash.Number, hashOffset)
+	if err != nil {
+		return err
 	}
 	c.verity = &VerityCoverage{
 		RootHash: hex.EncodeToString(target.root), Partition: data.Number, HashPartition: hash.Number,

@@ -207,8 +207,8 @@ func (c *comparison) identify() {
 			continue
 		}
 		differ("%s", p.a.GUID, p.b.GUID)
-		a, errA := disk.OpenFilesystem(io.NewSectionReader(c.a.disk, p.a.Offset, p.a.Size), p.a.Size)
-		b, errB := disk.OpenFilesystem(io.NewSectionReader(c.b.disk, p.b.Offset, p.b.Size), p.b.Size)
+		a, errA := disk.OpenFilesystem(io.NewSectionReader(c.a.disk, p.a.Offset, p.a.Size), p.a.Size, audit.RootTypes(c.a.words)...)
+		b, errB := disk.OpenFilesystem(io.NewSectionReader(c.b.disk, p.b.Offset, p.b.Size), p.b.Size, audit.RootTypes(c.b.words)...)
 		if errA == nil && errB == nil {
 			differ("%s", a.UUID, b.UUID)
 		}

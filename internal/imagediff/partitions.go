@@ -160,8 +160,8 @@ func (c *comparison) content(p pair) error {
 		}
 		return nil
 	}
-	a, errA := disk.OpenFilesystem(io.NewSectionReader(c.a.disk, p.a.Offset, p.a.Size), p.a.Size)
-	b, errB := disk.OpenFilesystem(io.NewSectionReader(c.b.disk, p.b.Offset, p.b.Size), p.b.Size)
+	a, errA := disk.OpenFilesystem(io.NewSectionReader(c.a.disk, p.a.Offset, p.a.Size), p.a.Size, audit.RootTypes(c.a.words)...)
+	b, errB := disk.OpenFilesystem(io.NewSectionReader(c.b.disk, p.b.Offset, p.b.Size), p.b.Size, audit.RootTypes(c.b.words)...)
 	for _, err := range []*error{&errA, &errB} {
 		if errors.Is(*err, disk.ErrNoFilesystem) {
 			*err = nil

@@ -16,7 +16,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/org/attestable-image-action/internal/audit"
 	"github.com/org/attestable-image-action/internal/disk"
+	"github.com/org/attestable-image-action/internal/measure"
 )
 
 // Inventory is what is on a disk.
@@ -130,7 +132,7 @@ func read(ctx context.Context, d *disk.Disk) (*Inventory, error) {
 	if err != nil {
 		return nil, err
 	}
-	number, root, err := findRoot(d, gpt, esp)
+	number, root, err := findRoot(ctx, d, gpt, esp)
 	if err != nil {
 		return nil, err
 	}
@@ -144,18 +146,30 @@ func read(ctx context.Context, d *disk.Disk) (*Inventory, error) {
 	return i, nil
 }
 
-// findRoot finds the partition with the root file system: the only one with a
+// findRoot finds the partition with the root file system: the one that the root
+// hash of the unified kernel image covers, or without one the only one with a
 // package database.
-func findRoot(d *disk.Disk, gpt *disk.GPT, esp *disk.Partition) (number int, root *disk.Filesystem, err error) {
+func findRoot(ctx context.Context, d *disk.Disk, gpt *disk.GPT, esp *disk.Partition) (number int, root *disk.Filesystem, err error) {
+	var types []string
+	if chain, err := measure.FindBootChain(ctx, d, ""); err == nil {
+		root, number, err := audit.OpenRoot(ctx, d, chain)
+		if root != nil || err != nil {
+			return number, root, err
+		}
+		types = audit.RootTypes(audit.ChainWords(chain))
+	}
 	var problems []error
 	for i := range gpt.Partitions {
 		p := &gpt.Partitions[i]
 		if p.Number == esp.Number {
 			continue
 		}
-		f, err := disk.OpenFilesystem(io.NewSectionReader(d, p.Offset, p.Size), p.Size)
+		section := io.NewSectionReader(d, p.Offset, p.Size)
+		f, err := disk.OpenFilesystem(section, p.Size, types...)
 		if errors.Is(err, disk.ErrNoFilesystem) {
-			continue
+			if err = notRead(section, p.Size); err == nil {
+				continue
+			}
 		}
 		has := false
 		if err == nil {
@@ -181,6 +195,18 @@ func findRoot(d *disk.Disk, gpt *disk.GPT, esp *disk.Partition) (number int, roo
 		return 0, nil, errors.New("no partition has an erofs, squashfs or ext4 file system with a package database of dpkg or rpm: what is installed cannot be told")
 	}
 	return number, root, nil
+}
+
+// notRead is the error for a partition with what may hold a root and is not read.
+func notRead(r io.ReaderAt, size int64) error {
+	kinds, err := disk.Kinds(r, size)
+	if err != nil {
+		return err
+	}
+	if kinds = slices.DeleteFunc(kinds, func(kind string) bool { return kind == "swap" || kind == "verity" }); len(kinds) > 0 {
+		return fmt.Errorf("it holds %s, which this version does not read: the system that runs may be there", kinds[0])
+	}
+	return nil
 }
 
 // hasDatabase reports whether a file system has a package database that is read, or
