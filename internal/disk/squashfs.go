@@ -502,6 +502,7 @@ func (s *squashfs) directory(dir *inode) (directory, error) {
 // place of the disk. header is called in front of the entries behind a header.
 func (d *squashfsDirectory) from(at int64, c squashfsCursor, header func(at int64, c squashfsCursor), yield func(dirent) error) error {
 	le := binary.LittleEndian
+	begin := at
 	for at < d.size {
 		header(at, c)
 		head := make([]byte, 12)
@@ -545,7 +546,7 @@ func (d *squashfsDirectory) from(at int64, c squashfsCursor, header func(at int6
 			}
 		}
 	}
-	if at > d.size && d.size >= 0 {
+	if at > d.size && at != begin {
 		return errors.New("read directory: its entries are longer than itself")
 	}
 	return nil

@@ -85,14 +85,20 @@ const debianMirror = "http://deb.debian.org/debian"
 // and index are kept in the user's cache directory for a day.
 func DebianFile(t testing.TB, suite, arch, name, file string) []byte {
 	t.Helper()
+	return DebianFiles(t, suite, arch, name, file)[0]
+}
+
+// DebianFiles is DebianFile for several files of a package, in their order.
+func DebianFiles(t testing.TB, suite, arch, name string, files ...string) [][]byte {
+	t.Helper()
 	deb, err := debianPackage(suite, arch, name)
 	if err == nil {
-		var content []byte
-		if content, err = fileOfPackage(deb, file); err == nil {
-			return content
+		var contents [][]byte
+		if contents, err = filesOfPackage(deb, files); err == nil {
+			return contents
 		}
 	}
-	t.Fatalf("get %s of Debian's %s (%s, %s): %v", file, name, suite, arch, err)
+	t.Fatalf("get %s of Debian's %s (%s, %s): %v", strings.Join(files, ", "), name, suite, arch, err)
 	return nil
 }
 
@@ -221,8 +227,8 @@ func download(url, to, digest string) (string, error) {
 	return to, os.Rename(f.Name(), to)
 }
 
-// fileOfPackage reads one file of a .deb.
-func fileOfPackage(deb, name string) (content []byte, err error) {
+// filesOfPackage reads files of a .deb.
+func filesOfPackage(deb string, names []string) (contents [][]byte, err error) {
 	cmd := exec.Command("dpkg-deb", "--fsys-tarfile", deb)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -233,25 +239,33 @@ func fileOfPackage(deb, name string) (content []byte, err error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	for archive := tar.NewReader(out); ; {
+	contents = make([][]byte, len(names))
+	missing := len(names)
+	for archive := tar.NewReader(out); missing > 0; {
 		header, err := archive.Next()
 		if err != nil {
 			_ = cmd.Wait() // the reason is on stderr
-			return nil, fmt.Errorf("%s has no %s: %w %s", filepath.Base(deb), name, err, stderr.Bytes())
+			absent := names[slices.IndexFunc(contents, func(c []byte) bool { return c == nil })]
+			return nil, fmt.Errorf("%s has no %s: %w %s", filepath.Base(deb), absent, err, stderr.Bytes())
 		}
 		have := strings.TrimPrefix(header.Name, "./")
-		prefix, wild := strings.CutSuffix(name, "*")
-		if header.Typeflag == tar.TypeReg && (have == name || wild && strings.HasPrefix(have, prefix)) {
-			if content, err = io.ReadAll(archive); err != nil {
-				return nil, err
-			}
-			// The rest must be read, too: dpkg-deb waits for it.
-			if _, err := io.Copy(io.Discard, out); err != nil {
-				return nil, err
-			}
-			return content, cmd.Wait()
+		i := slices.IndexFunc(names, func(name string) bool {
+			prefix, wild := strings.CutSuffix(name, "*")
+			return have == name || wild && strings.HasPrefix(have, prefix)
+		})
+		if header.Typeflag != tar.TypeReg || i < 0 || contents[i] != nil {
+			continue
 		}
+		if contents[i], err = io.ReadAll(archive); err != nil {
+			return nil, err
+		}
+		missing--
 	}
+	// The rest must be read, too: dpkg-deb waits for it.
+	if _, err := io.Copy(io.Discard, out); err != nil {
+		return nil, err
+	}
+	return contents, cmd.Wait()
 }
 
 // DebianDepends returns the first package that a package of a Debian suite
