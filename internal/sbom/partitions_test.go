@@ -83,14 +83,20 @@ func makeFilesystem(t *testing.T, kind string, files map[string]string) []byte {
 // makeDisk makes a disk with an EFI system partition and others.
 func makeDisk(t *testing.T, partitions ...[]byte) *disk.Disk {
 	t.Helper()
+	return makeBootDisk(t, []byte("no program"), partitions...)
+}
+
+// makeBootDisk is makeDisk with a program for firmware to start.
+func makeBootDisk(t *testing.T, program []byte, partitions ...[]byte) *disk.Disk {
+	t.Helper()
 	esp := blank(t, 4<<20)
 	tool(t, "mkfs.vfat", esp)
 	file := filepath.Join(t.TempDir(), "BOOTX64.EFI")
-	if err := os.WriteFile(file, []byte("no program"), 0o600); err != nil {
+	if err := os.WriteFile(file, program, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	tool(t, "mmd", "-i", esp, "::EFI")
-	tool(t, "mcopy", "-i", esp, file, "::EFI/BOOTX64.EFI")
+	tool(t, "mmd", "-i", esp, "::EFI", "::EFI/BOOT")
+	tool(t, "mcopy", "-i", esp, file, "::EFI/BOOT/BOOTX64.EFI")
 	content, err := os.ReadFile(esp)
 	if err != nil {
 		t.Fatal(err)
@@ -157,7 +163,7 @@ func TestPartitions(t *testing.T) {
 			}
 			first = got
 			b := i.BootFiles
-			if len(b) != 1 || b[0].Path != "EFI/BOOTX64.EFI" || b[0].UKI || b[0].Size != 10 ||
+			if len(b) != 1 || b[0].Path != "EFI/BOOT/BOOTX64.EFI" || b[0].UKI || b[0].Size != 10 ||
 				b[0].SHA256 != "77c81fb66a43b886cf465ef2634a071856e9529e7509b908ab5c2e70f6e2ddd9" {
 				t.Errorf("boot files %+v", b)
 			}
