@@ -444,14 +444,15 @@ func (a *auditor) sysctl(at place, name, value string) {
 	}
 }
 
-// RootTypes are the file systems that the words of a kernel command line tell to
-// mount as the root or as /usr.
-func RootTypes(words []string) []string {
+// RootTypes are the file systems that a kernel command line tells to mount as the
+// root or as /usr, in each of the ways to divide it into words.
+func RootTypes(ways ...[]string) []string {
 	var types []string
-	for _, name := range []string{"rootfstype", "mount.usrfstype"} {
-		if value, ok := option(words, name); ok {
+	for _, words := range ways {
+		for _, name := range []string{"rootfstype", "mount.usrfstype"} {
+			value, _ := option(words, name)
 			for kind := range strings.SplitSeq(value, ",") {
-				if kind != "auto" && kind != "" {
+				if kind != "auto" && kind != "" && !slices.Contains(types, kind) {
 					types = append(types, kind)
 				}
 			}

@@ -249,29 +249,26 @@ func OpenRoot(ctx context.Context, d *disk.Disk, chain *measure.BootChain) (f *d
 		return nil, 0, fmt.Errorf("partition %d: the hash tree in partition %d does not confirm its blocks for the root hash of %s: the kernel does not read them", data.Number, v.HashPartition, v.From)
 	}
 	size := v.DataBlocks * v.DataBlockSize
-	f, err = disk.OpenFilesystem(io.NewSectionReader(d, data.Offset, size), size, RootTypes(ChainWords(chain))...)
+	f, err = disk.OpenFilesystem(io.NewSectionReader(d, data.Offset, size), size, ChainRootTypes(chain)...)
 	if err != nil {
 		return nil, 0, fmt.Errorf("partition %d, the root file system by the root hash of %s: %w", data.Number, v.From, err)
 	}
 	return f, data.Number, nil
 }
 
-// ChainWords are the words of the command line that the kernel gets.
-func ChainWords(chain *measure.BootChain) []string {
-	if chain.CommandLine != "" {
-		return commandLineWords(chain.CommandLine)
-	}
+// ChainRootTypes are RootTypes of the command line that the kernel gets.
+func ChainRootTypes(chain *measure.BootChain) []string {
+	text := chain.CommandLine
 	for _, f := range slices.Backward(chain.Files) {
-		if f.Addon {
+		if f.Addon || text != "" {
 			continue
 		}
 		if image, err := efi.ParseImage(f.File, f.File.Size()); err == nil {
-			if words, err := commandLine(image); err == nil {
-				return words
-			}
+			text, _ = commandLine(image) // when it can't be read, it says nothing
 		}
 	}
-	return nil
+	l := parseLine(text)
+	return RootTypes(l.kernel, l.systemd)
 }
 
 // verifyData recomputes a tree over the partition with the data: its own when it

@@ -156,7 +156,7 @@ func findRoot(ctx context.Context, d *disk.Disk, gpt *disk.GPT, esp *disk.Partit
 		if root != nil || err != nil {
 			return number, root, err
 		}
-		types = audit.RootTypes(audit.ChainWords(chain))
+		types = audit.ChainRootTypes(chain)
 	}
 	var problems []error
 	for i := range gpt.Partitions {
