@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,9 +34,7 @@ func in(region, action, kind string, context map[string]any) testenv.IAMRequest 
 	if service, _, _ := strings.Cut(action, ":"); service == "ec2" {
 		all["ec2:Region"] = region
 	}
-	for key, value := range context {
-		all[key] = value
-	}
+	maps.Copy(all, context)
 	return testenv.IAMRequest{Action: action, Resource: resource, Context: all}
 }
 
@@ -56,9 +55,7 @@ func tagged(repository string) map[string]any {
 // it is "", on what has that of another, or none.
 func tagging(repository, has string, keys ...string) map[string]any {
 	context := map[string]any{}
-	for key, value := range tagged(has) {
-		context[key] = value
-	}
+	maps.Copy(context, tagged(has))
 	if repository != "" {
 		context["aws:RequestTag/"+repositoryTag] = repository
 		keys = append(keys, repositoryTag)
