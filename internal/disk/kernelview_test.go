@@ -37,7 +37,7 @@ func TestKernelView(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: booting a guest takes a minute")
 	}
-	seed, budget := uint64(1), 240
+	seed, budget := uint64(1), 160
 	if text := os.Getenv("ATTESTABLE_IMAGE_KERNEL_VIEW"); text != "" {
 		if _, err := fmt.Sscan(text, &seed, &budget); err != nil {
 			t.Fatalf("ATTESTABLE_IMAGE_KERNEL_VIEW is %q, and has to be a seed and a budget: %v", text, err)
@@ -46,7 +46,7 @@ func TestKernelView(t *testing.T) {
 	guest := newViewGuest(t)
 	bases := viewBases(t)
 	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // the same images for the same seed
-	const batch = 240
+	const batch = 160
 	total := viewCount{}
 	for number := 0; number < budget; {
 		var views []*view

@@ -146,8 +146,7 @@ func reason(err error) string {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return "-"
 	}
-	var number unix.Errno
-	if errors.As(err, &number) {
+	if number, ok := errors.AsType[unix.Errno](err); ok {
 		return fmt.Sprintf("!%d", int(number))
 	}
 	return "!"
