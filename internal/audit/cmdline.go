@@ -303,7 +303,7 @@ func (a *auditor) initArgument(at place, word string, behind []string) {
 		}
 		return
 	}
-	inside := strings.Contains(at.path, "#.initrd/") // for dracut alone
+	inside := strings.Contains(at.path, "#.initrd/") || strings.Contains(at.path, "#.ucode/") // for dracut alone
 	if !inside && assigned && !strings.Contains(name, ".") && !lowerCase().MatchString(name) && !harmlessVariable(name) {
 		a.add("init-environment", at, "%.200s", word)
 	}

@@ -56,11 +56,11 @@ func findVerityTarget(image *efi.Image, kernelCommandLine string) (*verityTarget
 		return nil, nil
 	}
 	content := image.Content(section)
-	rd, err := readInitrd(content, content.Size())
+	rd, err := readInitrd(initrdPart{content, content.Size()})
 	if err != nil {
 		return nil, nil // the audit reports it
 	}
-	file, err := rd.file("etc/veritytab")
+	veritytab, err := rd.text("etc/veritytab")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -69,7 +69,7 @@ func findVerityTarget(image *efi.Image, kernelCommandLine string) (*verityTarget
 	}
 	kiwi, _ := option(words, "rd.kiwi.verity_options")
 	var found *verityTarget
-	for line := range strings.Lines(string(file.content)) {
+	for line := range strings.Lines(string(veritytab)) {
 		fields := strings.Fields(line)
 		if len(fields) < 4 || strings.HasPrefix(fields[0], "#") || found != nil && fields[0] != "root" {
 			continue

@@ -41,8 +41,8 @@ type auditor struct {
 	options Options
 	report  *Report
 	gpt     *disk.GPT
-	kernels []foundUKI // in the order of the directory
-	addons  []addonLine
+	kernels []foundUKI   // in the order of the directory
+	addons  []foundAddon // as systemd-stub takes them
 	ukis    []*ukiAudit
 }
 
@@ -244,6 +244,7 @@ func (a *auditor) esp(esp *disk.Partition) error {
 		return a.ctx.Err()
 	})
 	a.report.Audited = append(a.report.Audited, Audited{Partition: esp.Number, Kind: "FAT", Files: files})
+	a.sortAddons()
 	for _, k := range a.kernels {
 		a.uki(esp, k.name, k.image)
 	}

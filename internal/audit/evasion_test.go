@@ -2,7 +2,10 @@ package audit
 
 import (
 	"encoding/binary"
+	"slices"
 	"strings"
+
+	"github.com/org/attestable-image-action/internal/testenv"
 )
 
 const cmdline = "partition 1, EFI/BOOT/BOOTX64.EFI#.cmdline"
@@ -56,6 +59,36 @@ func noVariables(module string) spoiler {
 var efivarfsModule = file("usr/lib/modules/6.12/kernel/fs/efivarfs/efivarfs.ko.xz", "")
 
 const sshd = "[Service]\nExecStart=/usr/sbin/sshd -D\n"
+
+// rawInitrd is an initrd of entries as they are, behind the usual one.
+func rawInitrd(entries ...rawEntry) spoiler {
+	return func(f *fixture) { f.rawInitrd = slices.Concat(cpio(f.initrd), rawCpio(append(entries, trailer)...)) }
+}
+
+// section adds a section to the unified kernel image.
+func section(name string, content []byte) spoiler {
+	return func(f *fixture) { f.sections = append(f.sections, testenv.PESection{Name: name, Data: content}) }
+}
+
+func directory(name string) rawEntry { return rawEntry{name: name, mode: typeDirectory | 0o755} }
+
+func link(name, target string) rawEntry {
+	return rawEntry{name: name, mode: typeLink | 0o777, content: target}
+}
+
+func text(name, content string) rawEntry {
+	return rawEntry{name: name, mode: typeRegular | 0o644, content: content}
+}
+
+// addonOf is an add-on with sections.
+func addonOf(name string, sections ...testenv.PESection) spoiler {
+	return func(f *fixture) { f.esp[name] = string(testenv.PE(0x8664, sections...)) }
+}
+
+const inInitrd = "partition 1, EFI/BOOT/BOOTX64.EFI#.initrd/"
+
+// breakAt is an archive with a command line for dracut.
+var breakAt = rawCpio(directory("etc"), directory("etc/cmdline.d"), text("etc/cmdline.d/x.conf", "rd.break\n"), trailer)
 
 // evasions are ways around rules that look in the usual places only, and what is
 // close to them and harmless.
@@ -261,6 +294,47 @@ var evasions = []auditCase{
 	{"no-lockdown", replace("lockdown=integrity", "lockdown=none"), cmdline, "", nil},
 	{"initrd-break", arg("break=premount"), cmdline, "", nil},
 	{"initrd-break", initrdFileOf("etc/cmdline.d/99.conf", "rd.break=pre-pivot\n"), "partition 1, EFI/BOOT/BOOTX64.EFI#.initrd/etc/cmdline.d/99.conf", "", initrdFileOf("etc/cmdline.d/99.conf", "rd.neednet=1\n")},
+	// Of the file system that the kernel unpacks, whatever the archives name.
+	{"initrd-break", rawInitrd(link("x", "etc"), directory("x/cmdline.d"), text("x/cmdline.d/x.conf", "rd.break\n")), inInitrd + "etc/cmdline.d/x.conf", "", rawInitrd(link("x", "etc"), directory("y"), directory("y/cmdline.d"), text("y/cmdline.d/x.conf", "rd.break\n"))},
+	{"initrd-break", rawInitrd(link("x", "/usr/../etc/."), directory("//x//cmdline.d/"), text("./x/cmdline.d/../cmdline.d/x.conf", "rd.break\n")), inInitrd + "etc/cmdline.d/x.conf", "", nil},
+	{"initrd-break", rawInitrd(directory("opt"), text("opt/x.conf", "rd.break\n"), link("etc/cmdline.d", "../opt")), inInitrd + "etc/cmdline.d/x.conf", "", rawInitrd(directory("opt"), text("opt/x.conf", "rd.break\n"), link("etc/cmdline.d", "../op"))},
+	{"initrd-break", rawInitrd(directory("etc/cmdline.d"), text("y", "rd.break\n"), link("etc/cmdline.d/x.conf", "../../y")), inInitrd + "etc/cmdline.d/x.conf", "", nil},
+	{"initrd-break", rawInitrd(directory("etc/cmdline.d"), rawEntry{name: "y", mode: typeRegular | 0o644, ino: 7, links: 2, content: "rd.break\n"}, rawEntry{name: "etc/cmdline.d/x.conf", mode: typeRegular | 0o644, ino: 7, links: 2}), inInitrd + "etc/cmdline.d/x.conf", "", rawInitrd(directory("etc/cmdline.d"), rawEntry{name: "y", mode: typeRegular | 0o644, ino: 7, links: 2, content: "rd.break\n"}, rawEntry{name: "etc/cmdline.d/x.conf", mode: typeRegular | 0o644, ino: 8, links: 2})},
+	// What would remove the file does not: a directory that is not empty stays.
+	{"initrd-break", rawInitrd(directory("etc/cmdline.d"), text("etc/cmdline.d/x.conf", "rd.break\n"), link("etc/cmdline.d", "/nowhere"), text("etc", "")), inInitrd + "etc/cmdline.d/x.conf", "", rawInitrd(directory("etc/cmdline.d"), text("etc/cmdline.d/x.conf", "rd.break\n"), link("etc/cmdline.d/x.conf", "/nowhere"), link("etc/cmdline.d", "/nowhere"))},
+	// What would replace it lies in a directory that is not there.
+	{"initrd-break", rawInitrd(directory("etc/cmdline.d"), text("etc/cmdline.d/x.conf", "rd.break\n"), text("z/../etc/cmdline.d/x.conf", "")), inInitrd + "etc/cmdline.d/x.conf", "", rawInitrd(directory("z"), directory("etc/cmdline.d"), text("etc/cmdline.d/x.conf", "rd.break\n"), text("z/../etc/cmdline.d/x.conf", ""))},
+	{"initrd-break", rawInitrd(text("etc/cmdline\x00.not", "rd.break\n")), inInitrd + "etc/cmdline", "", nil},
+	{"initrd-break", section(".ucode", breakAt), "partition 1, EFI/BOOT/BOOTX64.EFI#.ucode/etc/cmdline.d/x.conf", "", section(".ucode", rawCpio(directory("kernel"), text("kernel/x", "rd.break\n"), trailer))},
+	{"initrd-break", section(".ucode", compress(breakAt)), "partition 1, EFI/BOOT/BOOTX64.EFI#.ucode/etc/cmdline.d/x.conf", "", nil},
+	{"initrd-break", addonOf("loader/addons/x.addon.efi", testenv.PESection{Name: ".initrd", Data: breakAt}), "partition 1, loader/addons/x.addon.efi#.initrd/etc/cmdline.d/x.conf", "", addonOf("loader/addons/x.addon.efi", testenv.PESection{Name: ".initrd", Data: rawCpio(trailer)})},
+	{"initrd-break", addonOf("EFI/BOOT/BOOTX64.EFI.extra.d/x.addon.efi", testenv.PESection{Name: ".ucode", Data: breakAt}), "partition 1, EFI/BOOT/BOOTX64.EFI.extra.d/x.addon.efi#.ucode/etc/cmdline.d/x.conf", "", nil},
+	{"initrd-break", func(f *fixture) {
+		f.rawInitrd = slices.Concat(cpio(f.initrd), bootConfigOf("# x\nkernel {\n rd { break }\n}\ninit.systemd.unit = \"x\"\n"))
+	}, "partition 1, EFI/BOOT/BOOTX64.EFI#.initrd#BOOTCONFIG", "rd.break", func(f *fixture) {
+		f.rawInitrd = slices.Concat(cpio(f.initrd), bootConfigOf("user.rd.break\n"))
+	}},
+	{"rescue-target", func(f *fixture) {
+		f.rawInitrd = slices.Concat(cpio(f.initrd), bootConfigOf("init { systemd.unit = emergency.target }\n"), make([]byte, 3))
+	}, "partition 1, EFI/BOOT/BOOTX64.EFI#.initrd#BOOTCONFIG", "", nil},
+	{"initrd-not-read", func(f *fixture) {
+		f.rawInitrd = slices.Concat(cpio(f.initrd), bootConfigOf("kernel {\n"))
+	}, "partition 1, EFI/BOOT/BOOTX64.EFI#.initrd#BOOTCONFIG", "", nil},
+	// The profile that boots, and what another would do.
+	{"initrd-break", all(section(".profile", []byte("ID=main\n")), section(".initrd", breakAt)), inInitrd + "etc/cmdline.d/x.conf", "", all(section(".profile", []byte("ID=main\n")), section(".profile", []byte("ID=debug\n")), section(".initrd", breakAt))},
+	{"initrd-break", all(section(".profile", []byte("ID=main\n")), section(".ucode", breakAt)), "partition 1, EFI/BOOT/BOOTX64.EFI#.ucode/etc/cmdline.d/x.conf", "", nil},
+	{"uki-profile", all(section(".profile", []byte("ID=main\n")), section(".profile", []byte("ID=debug\n")), section(".initrd", breakAt)), "partition 1, EFI/BOOT/BOOTX64.EFI#.profile@1", "initrd-break", section(".profile", []byte("ID=main\n"))},
+	{"uki-profile", all(section(".profile", []byte("ID=main\n")), section(".profile", []byte("ID=debug\n")), section(".cmdline", []byte("root=/dev/vda2 init=/bin/sh"))), "partition 1, EFI/BOOT/BOOTX64.EFI#.profile@1", "init-override", nil},
+	// The kernel stops, and what is behind it is not known; what came before counts.
+	{"initrd-not-read", func(f *fixture) { f.rawInitrd = slices.Concat(cpio(f.initrd), []byte("rubbish")) }, "partition 1, EFI/BOOT/BOOTX64.EFI#.initrd", "nothing known", nil},
+	{"initrd-break", func(f *fixture) {
+		f.rawInitrd = slices.Concat(cpio(f.initrd), breakAt, []byte("rubbish!"), rawCpio(text("etc/cmdline.d/x.conf", ""), trailer))
+	}, inInitrd + "etc/cmdline.d/x.conf", "", nil},
+	{"initrd-not-read", rawInitrd(directory("etc/cmdline.d"), text("etc/cmdline.d/x.conf", "\x1f\x8b\nrd.break\n")), inInitrd + "etc/cmdline.d/x.conf", "was not read", nil},
+	{"initrd-password", rawInitrd(directory("a"), text("a/shadow", "root::1::::::\n"), link("etc/shadow", "../a/shadow")), inInitrd + "etc/shadow:1", `"root"`, nil},
+	{"verity-ignores-corruption", all(without("roothash="), rawInitrd(directory("a"), text("a/v", "root UUID="+rootUUID+" UUID="+rootUUID+" abcd panic-on-corruption,ignore-corruption\n"), link("e", "etc"), link("e/veritytab", "/a/v"))), inInitrd + "etc/veritytab:1", "", nil},
+	{"sulogin-force", rawInitrd(directory("opt"), text("opt/x.service", "[Service]\nEnvironment=SYSTEMD_SULOGIN_FORCE=1\n"), directory("etc/systemd"), directory("etc/systemd/system"), link("etc/systemd/system/x.service", "/opt/x.service")), inInitrd + "etc/systemd/system/x.service:2", "", nil},
+	{"debug-shell-enabled", rawInitrd(directory("opt"), link("opt/debug-shell.service", "/usr/lib/systemd/system/debug-shell.service"), directory("etc/systemd"), directory("etc/systemd/system"), link("etc/systemd/system/x.wants", "/opt")), inInitrd + "etc/systemd/system/x.wants/debug-shell.service", "", nil},
 	{"initrd-shell", all(initrdFileOf("scripts/functions", ""), replace("panic=-1", "")), cmdline, "initramfs-tools", initrdFileOf("scripts/functions", "")},
 	{"initrd-remote-access", initrdFileOf("opt/bin/tinysshd", "x"), "partition 1, EFI/BOOT/BOOTX64.EFI#.initrd/opt/bin/tinysshd", "", initrdFileOf("usr/share/doc/dropbear", "x")},
 	{"initrd-remote-access", initrdFileOf("root/.ssh/authorized_keys", "x"), "partition 1, EFI/BOOT/BOOTX64.EFI#.initrd/root/.ssh/authorized_keys", "", nil},

@@ -36,6 +36,7 @@ type fixture struct {
 	noCmdline  bool
 	initrd     map[string]string
 	rawInitrd  []byte
+	sections   []testenv.PESection // more of the UKI
 	esp        map[string]string
 	boot       string // path of the UKI, "" for none
 	kind       string // of the root: "erofs", "squashfs" or "ext4"
@@ -86,7 +87,8 @@ func newFixture() *fixture {
 	}
 }
 
-// cpio makes an archive in the newc format.
+// cpio makes an archive in the newc format, with the directories that its files lie
+// in, since the kernel makes none that is not there.
 func cpio(files map[string]string) []byte {
 	var b bytes.Buffer
 	entry := func(name string, mode, size int, content string) {
@@ -96,7 +98,16 @@ func cpio(files map[string]string) []byte {
 		b.WriteString(content)
 		b.Write(make([]byte, -b.Len()&3))
 	}
+	made := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
+		for i, c := range name {
+			if c == '/' && !made[name[:i]] {
+				made[name[:i]] = true
+				if target, given := files[name[:i]]; !given || !strings.HasPrefix(target, "-> ") {
+					entry(name[:i], 0o040755, 0, "")
+				}
+			}
+		}
 		content, mode := files[name], 0o100644
 		if target, ok := strings.CutPrefix(content, "-> "); ok {
 			content, mode = target, 0o120777
@@ -210,6 +221,7 @@ func (f *fixture) makeUKI() []byte {
 	if !f.noCmdline {
 		sections = append(sections, testenv.PESection{Name: ".cmdline", Data: []byte(f.cmdline + "\x00")})
 	}
+	sections = append(sections, f.sections...)
 	return testenv.PE(0x8664, sections...)
 }
 

@@ -7,11 +7,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"hash/crc32"
 	"io"
 	"io/fs"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,12 +21,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// initrd is what an initial RAM file system holds: cpio archives in the newc
-// format, one after the other, each compressed or not, as Linux's
-// Documentation/driver-api/early-userspace/buffer-format.rst describes them. A
-// file that is in several archives is the last one's.
+// initrd is the file system that the kernel unpacks an initrd to: cpio archives in
+// the newc format, one after the other, each compressed or not, as Linux's
+// Documentation/driver-api/early-userspace/buffer-format.rst describes them and
+// init/initramfs.c reads them.
 type initrd struct {
+	tree *rootfs
+	// files are all files by their paths. What lies behind a symbolic link to a
+	// directory is here by the path through it, too.
 	files map[string]initrdFile
+	// config is the boot configuration behind the archives, whose keys become
+	// options of the kernel's and of init's.
+	config []byte
 }
 
 // initrdFile is a file of an initrd.
@@ -36,20 +40,24 @@ type initrdFile struct {
 	mode    uint32 // as in stat(2)
 	size    int64
 	content []byte // of a symbolic link, and of files that the audit reads
+	unread  bool   // it has more content than is kept
+	part    int    // of the initrd
+	alias   bool   // the path leads through a symbolic link
+	node    *rootfsNode
 }
 
 const (
 	initrdMaxFiles   = 1 << 18
 	initrdMaxName    = 4096
 	initrdMaxFile    = 64 << 10 // bytes that are kept of a file
-	initrdMaxKept    = 16 << 20 // bytes that are kept of all files
+	initrdMaxKept    = 64 << 20 // bytes that are kept of all files
 	initrdMaxDecoded = 4 << 30  // bytes
 	initrdMaxWindow  = 128 << 20
 )
 
 var errInitrdTooLong = fmt.Errorf("it is longer than %d bytes when unpacked", int64(initrdMaxDecoded))
 
-// InitrdFile is a file of an initrd as its cpio archive describes it.
+// InitrdFile is a file of an initrd as the kernel unpacks it.
 type InitrdFile struct {
 	Mode     uint32 // as in stat(2), the type included
 	UID, GID uint32
@@ -59,89 +67,204 @@ type InitrdFile struct {
 	SHA256   [sha256.Size]byte
 }
 
-// InitrdFiles lists the files of an initrd of size bytes by their paths, without a
-// leading slash. A file that is in several archives is the last one's; the content
-// of hard links is that of the last of them, and the others are empty.
+// InitrdFiles lists the files that the kernel unpacks an initrd of size bytes to,
+// by their paths, without a leading slash. One of which the kernel would leave a
+// part unpacked is an error.
 func InitrdFiles(r io.ReaderAt, size int64) (map[string]InitrdFile, error) {
-	rd := &initrdReader{listed: map[string]InitrdFile{}}
-	if err := rd.read(r, size); err != nil {
+	u := newUnpacker()
+	u.digests = true
+	if err := u.unpack([]initrdPart{{r, size}}); err != nil {
 		return nil, err
 	}
-	return rd.listed, nil
+	listed := map[string]InitrdFile{}
+	u.tree.all(0, func(name string, n *rootfsNode, alias bool) {
+		if n.given && !alias {
+			listed[name] = InitrdFile{Mode: n.mode, UID: n.uid, GID: n.gid, ModTime: n.modTime, Device: n.device, Size: n.size, SHA256: n.digest}
+		}
+	})
+	return listed, nil
 }
 
-// cpioDetails reads the numbers of a cpio header that only a listing has.
-func cpioDetails(field func(int) (int64, error)) (InitrdFile, error) {
-	var values [5]int64
-	for i, n := range []int{2, 3, 5, 9, 10} {
-		var err error
-		if values[i], err = field(n); err != nil {
-			return InitrdFile{}, err
+// initrdPart is one of the pieces that systemd-stub joins to an initrd.
+type initrdPart struct {
+	r    io.ReaderAt
+	size int64 // bytes
+}
+
+// maxAliases bounds the paths through symbolic links that are looked at.
+const maxAliases = 1 << 19
+
+// readInitrd unpacks an initrd. What the kernel unpacked before it would stop is
+// there beside the error that says why it stops, or why that is not known.
+func readInitrd(parts ...initrdPart) (*initrd, error) {
+	u := newUnpacker()
+	err := u.unpack(parts)
+	rd := &initrd{tree: u.tree, files: map[string]initrdFile{}, config: u.config}
+	whole := u.tree.all(maxAliases, func(name string, n *rootfsNode, alias bool) {
+		if n.given {
+			rd.files[name] = initrdFile{mode: n.mode, size: n.size, content: n.content, unread: !n.kept, part: n.part, alias: alias, node: n}
+		}
+	})
+	if !whole && err == nil {
+		err = fmt.Errorf("read initrd: symbolic links lead to its files by more than %d paths", maxAliases)
+	}
+	return rd, err
+}
+
+// initrdUnpacker does what the kernel does with an initrd.
+type initrdUnpacker struct {
+	tree    *rootfs
+	left    int64 // bytes that may still be unpacked
+	kept    int64 // bytes of contents
+	files   int
+	part    int
+	begun   bool // an entry was read before
+	digests bool // of all files are wanted
+	config  []byte
+	links   map[linkKey]string // the first name of a file with several, until a trailer
+	doubt   error              // about what the kernel does, which did not stop the reading
+}
+
+// linkKey is by what the kernel knows that two entries are one file.
+type linkKey struct{ ino, major, minor, kind uint32 }
+
+func newUnpacker() *initrdUnpacker {
+	return &initrdUnpacker{tree: newRootfs(), left: initrdMaxDecoded, links: map[linkKey]string{}}
+}
+
+// joinedParts are the parts of an initrd, each padded with zeros to four bytes.
+type joinedParts struct {
+	parts []initrdPart
+	ends  []int64
+}
+
+func joinParts(parts []initrdPart) joinedParts {
+	j := joinedParts{parts: parts}
+	end := int64(0)
+	for i, p := range parts {
+		end += p.size
+		if len(parts) > 1 && i < len(parts) {
+			end = (end + 3) &^ 3
+		}
+		j.ends = append(j.ends, end)
+	}
+	return j
+}
+
+func (j joinedParts) size() int64 {
+	if len(j.ends) == 0 {
+		return 0
+	}
+	return j.ends[len(j.ends)-1]
+}
+
+// at is the part that has a byte.
+func (j joinedParts) at(off int64) int {
+	i, _ := slices.BinarySearch(j.ends, off+1)
+	return min(i, len(j.ends)-1)
+}
+
+func (j joinedParts) ReadAt(p []byte, off int64) (int, error) {
+	total := 0
+	for total < len(p) && off < j.size() {
+		i := j.at(off)
+		start := int64(0)
+		if i > 0 {
+			start = j.ends[i-1]
+		}
+		n := int(min(int64(len(p)-total), j.ends[i]-off))
+		piece := p[total : total+n]
+		clear(piece)
+		if own := j.parts[i].size - (off - start); own > 0 {
+			piece = piece[:min(int64(n), own)]
+			if got, err := j.parts[i].r.ReadAt(piece, off-start); got < len(piece) {
+				return total + got, err
+			}
+		}
+		total, off = total+n, off+int64(n)
+	}
+	if total < len(p) {
+		return total, io.EOF
+	}
+	return total, nil
+}
+
+// unpack unpacks the parts, joined, as unpack_to_rootfs does.
+func (u *initrdUnpacker) unpack(parts []initrdPart) error {
+	if n := len(parts); n > 0 {
+		// The kernel looks for it at the end of all that it gets. systemd-stub may
+		// put more behind a part, and then nothing looks for it there.
+		for i, p := range parts {
+			config, rest := bootConfig(p)
+			if config != nil {
+				u.config = append(append(u.config, config...), '\n')
+				parts = slices.Clone(parts)
+				parts[i].size = rest
+			}
 		}
 	}
-	return InitrdFile{
-		UID: uint32(values[0]), GID: uint32(values[1]), ModTime: time.Unix(values[2], 0).UTC(),
-		Device: unix.Mkdev(uint32(values[3]), uint32(values[4])),
-	}, nil
-}
-
-// readInitrd reads an initrd of size bytes.
-func readInitrd(r io.ReaderAt, size int64) (*initrd, error) {
-	rd := new(initrdReader)
-	if err := rd.read(r, size); err != nil {
-		return nil, err
-	}
-	return &rd.initrd, nil
-}
-
-func (rd *initrdReader) read(r io.ReaderAt, size int64) error {
-	rd.files, rd.left = map[string]initrdFile{}, initrdMaxDecoded
+	j := joinParts(parts)
+	size := j.size()
+	position := int64(0) // as the kernel counts it
 	for off := int64(0); off < size; {
-		next, err := rd.member(r, off, size)
+		u.part = j.at(off)
+		first := make([]byte, 1)
+		if n, err := j.ReadAt(first, off); n == 0 {
+			return fmt.Errorf("read initrd at byte %d: %w", off, err)
+		}
+		var n int64
+		var err error
+		switch {
+		case first[0] == 0:
+			n, err = zerosFrom(io.NewSectionReader(j, off, size-off))
+			position += n
+		case first[0] == '0' && position&3 == 0:
+			c := &cpioReader{r: io.NewSectionReader(j, off, size-off), position: position, left: &u.left}
+			c.buffered = bufio.NewReaderSize(c.r, 64<<10)
+			err = u.entries(c, false, func(at int64) { u.part = j.at(off + at - position) })
+			n = c.position - position
+			position = c.position
+			if errors.Is(err, io.ErrUnexpectedEOF) {
+				return fmt.Errorf("read initrd at byte %d: a cpio archive is cut off or damaged: %w", off, err)
+			}
+		default:
+			n, err = u.compressed(j, off, size)
+			position += n
+		}
 		if err != nil {
 			return fmt.Errorf("read initrd at byte %d: %w", off, err)
 		}
-		off = next
+		off += n
 	}
-	if len(rd.files) == 0 {
+	if u.doubt != nil {
+		return fmt.Errorf("read initrd: %w", u.doubt)
+	}
+	if u.files == 0 {
 		return errors.New("read initrd: it is empty")
 	}
 	return nil
 }
 
-type initrdReader struct {
-	initrd
-	left int64 // bytes that may still be unpacked
-	kept int
-	// listed are all files with what else is known of them, when it was asked for.
-	listed map[string]InitrdFile
-}
-
-// member reads what begins at off, and returns where the next member begins.
-func (rd *initrdReader) member(r io.ReaderAt, off, size int64) (int64, error) {
-	magic := make([]byte, 6)
-	n, err := r.ReadAt(magic, off)
-	if magic = magic[:n]; n == 0 {
-		return 0, fmt.Errorf("read it: %w", err)
-	}
+// compressed unpacks what is compressed at off, and returns its length.
+func (u *initrdUnpacker) compressed(r io.ReaderAt, off, size int64) (int64, error) {
+	magic := make([]byte, 10)
+	n, _ := r.ReadAt(magic, off)
+	magic = magic[:n]
 	section := io.NewSectionReader(r, off, size-off)
 	switch {
-	case magic[0] == 0:
-		return skipZeros(section, off)
-	case bytes.HasPrefix(magic, []byte("0707")):
-		c := &countingReader{r: bufio.NewReaderSize(section, 64<<10)}
-		err := rd.archives(c, false)
-		return off + c.n, err
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		b := bufio.NewReaderSize(section, 64<<10) // gzip reads no more of a ByteReader than it needs
-		c := &countingReader{r: b}
+		// The kernel skips a name in the header, and nothing else that may be there.
+		if len(magic) < 10 || magic[2] != 8 || magic[3]&^0x09 != 0 {
+			return 0, errors.New("its gzip header is one that the kernel does not read")
+		}
+		c := &countingReader{r: bufio.NewReaderSize(section, 64<<10)} // gzip reads no more of a ByteReader than it needs
 		z, err := gzip.NewReader(c)
 		if err != nil {
 			return 0, err
 		}
 		z.Multistream(false)
-		err = rd.archives(z, true)
-		return off + c.n, err
+		err = u.stream(z)
+		return c.n, err
 	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		length, err := zstdFrame(r, off, size)
 		if err != nil {
@@ -153,40 +276,50 @@ func (rd *initrdReader) member(r io.ReaderAt, off, size int64) (int64, error) {
 			return 0, err
 		}
 		defer z.Close()
-		return off + length, rd.archives(z, true)
+		return length, u.stream(z)
 	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+		if len(magic) > 7 && magic[7] > 1 {
+			u.doubtful(errors.New("it is compressed by xz with a check that kernels do not know: use xz --check=crc32"))
+		}
 		c := &xzStream{r: bufio.NewReaderSize(section, 64<<10)}
 		z, err := xz.NewReader(c, initrdMaxWindow)
 		if err != nil {
 			return 0, err
 		}
-		err = rd.archives(z, true)
-		return off + c.n, err
+		err = u.stream(z)
+		return c.n, err
 	}
-	for prefix, name := range map[string]string{"BZh": "bzip2", "\x5d\x00\x00": "LZMA", "\x89LZO": "LZO", "\x02\x21\x4c\x18": "LZ4", "\x04\x22\x4d\x18": "LZ4"} {
+	for prefix, name := range map[string]string{"BZ": "bzip2", "\x5d\x00": "LZMA", "\x89L": "LZO", "\x02\x21": "LZ4", "\x04\x22\x4d\x18": "LZ4", "\x1f\x9e": "gzip's oldest form"} {
 		if bytes.HasPrefix(magic, []byte(prefix)) {
 			return 0, fmt.Errorf("it is compressed with %s, which this version does not read: use zstd, gzip or xz", name)
 		}
 	}
-	return 0, fmt.Errorf("%x is the beginning of nothing known", magic)
+	return 0, fmt.Errorf("%x is the beginning of nothing known", magic[:min(len(magic), 6)])
 }
 
-// skipZeros finds the end of the padding between members.
-func skipZeros(r io.Reader, off int64) (int64, error) {
+// doubtful keeps the first doubt.
+func (u *initrdUnpacker) doubtful(err error) {
+	if u.doubt == nil {
+		u.doubt = err
+	}
+}
+
+// zerosFrom counts the zeros at the beginning.
+func zerosFrom(r io.Reader) (int64, error) {
 	block := make([]byte, 64<<10)
-	for {
+	for count := int64(0); ; {
 		n, err := r.Read(block)
 		for i, b := range block[:n] {
 			if b != 0 {
-				return off + int64(i), nil
+				return count + int64(i), nil
 			}
 		}
-		off += int64(n)
+		count += int64(n)
 		if errors.Is(err, io.EOF) {
-			return off, nil
+			return count, nil
 		}
 		if err != nil {
-			return 0, err
+			return count, err
 		}
 	}
 }
@@ -288,217 +421,366 @@ func zstdFrame(r io.ReaderAt, off, size int64) (int64, error) {
 	return at - off, nil
 }
 
-// archives reads cpio archives; compressed says that r ends by itself, so that
-// several archives and padding may follow.
-func (rd *initrdReader) archives(r io.Reader, compressed bool) error {
+// stream unpacks what was compressed; it must end behind an entry.
+func (u *initrdUnpacker) stream(r io.Reader) error {
+	c := &cpioReader{r: r, left: &u.left}
+	c.buffered = bufio.NewReaderSize(r, 64<<10)
+	err := u.entries(c, true, func(int64) {})
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("a cpio archive is cut off or damaged: %w", err)
+	}
+	return err
+}
+
+// cpioReader reads archives and keeps its place.
+type cpioReader struct {
+	r        io.Reader
+	buffered *bufio.Reader
+	position int64 // as the kernel counts it, for alignment
+	left     *int64
+}
+
+// read fills p; io.ErrUnexpectedEOF means that the archive ends before.
+func (c *cpioReader) read(p []byte) error {
+	if *c.left -= int64(len(p)); *c.left < 0 {
+		return errInitrdTooLong
+	}
+	n, err := io.ReadFull(c.buffered, p)
+	c.position += int64(n)
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// copy hands n bytes to w.
+func (c *cpioReader) copy(w io.Writer, n int64) error {
+	if *c.left -= n; *c.left < 0 {
+		return errInitrdTooLong
+	}
+	m, err := io.CopyN(w, c.buffered, n)
+	c.position += m
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// skipZeros skips the zeros that are there by now.
+func (c *cpioReader) skipZeros() error {
+	there, err := c.buffered.Peek(c.buffered.Buffered())
+	if err != nil {
+		return err
+	}
+	return c.copy(io.Discard, int64(len(there)-len(bytes.TrimLeft(there, "\x00"))))
+}
+
+// entries unpacks entries up to the end of a stream, or up to what begins neither
+// an entry nor padding when that may be a compressed stream. at is told where each
+// entry begins.
+func (u *initrdUnpacker) entries(c *cpioReader, compressed bool, at func(int64)) error {
 	for {
-		c := &cpioReader{r: r, left: &rd.left}
-		if err := rd.archive(c); err != nil {
-			return err
+		if u.begun || !compressed {
+			// The first entry of all is read without a look at what is there.
+			for {
+				b, err := c.buffered.Peek(1)
+				if errors.Is(err, io.EOF) {
+					return nil
+				}
+				if err != nil {
+					return err
+				}
+				if b[0] == 0 {
+					if err := c.skipZeros(); err != nil {
+						return err
+					}
+					continue
+				}
+				switch {
+				case c.position&3 != 0:
+					return fmt.Errorf("%q stands where padding must end at a multiple of four bytes", b)
+				case b[0] != '0' && compressed:
+					return fmt.Errorf("%q begins no entry of an archive", b)
+				case b[0] != '0':
+					return nil
+				}
+				break
+			}
 		}
-		if !compressed {
-			return nil
-		}
-		// What follows in the same stream is padding, or another archive.
-		first, err := c.skipPadding()
-		if errors.Is(err, io.EOF) {
+		at(c.position)
+		err := u.entry(c)
+		if errors.Is(err, errCutPadding) && !compressed {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		r = io.MultiReader(bytes.NewReader([]byte{first}), r)
+		u.begun = true
 	}
 }
 
-// cpioReader reads an archive and keeps its place for alignment.
-type cpioReader struct {
-	r    io.Reader
-	n    int64
-	left *int64
-	hash hash.Hash // of what is read, when it is not nil
+// errCutPadding means that a stream ends in what is skipped.
+var errCutPadding = fmt.Errorf("it ends in padding: %w", io.ErrUnexpectedEOF)
+
+// cpioHeader is an entry's header.
+type cpioHeader struct {
+	linkKey
+	mode     uint32
+	uid, gid uint32
+	links    uint32
+	modTime  time.Time
+	device   uint64
+	size     int64
+	nameSize int64
+	sum      uint32
+	summed   bool
 }
 
-func (c *cpioReader) read(p []byte) error {
-	if *c.left -= int64(len(p)); *c.left < 0 {
-		return errInitrdTooLong
+// header decodes a header.
+func (u *initrdUnpacker) header(raw []byte) (cpioHeader, error) {
+	h := cpioHeader{}
+	switch magic := string(raw[:6]); magic {
+	case "070701":
+	case "070702":
+		u.doubtful(errors.New("it has check sums, and kernels before 6.0 do not unpack such an archive"))
+		h.summed = true
+	default:
+		return h, fmt.Errorf("%q does not begin a cpio archive in the newc format", magic)
 	}
-	n, err := io.ReadFull(c.r, p)
-	c.n += int64(n)
-	if err != nil {
-		return fmt.Errorf("a cpio archive is cut off or damaged: %w", err)
+	var field [13]uint32
+	for i := range field {
+		text := string(raw[6+8*i : 14+8*i])
+		v, err := strconv.ParseUint(text, 16, 32)
+		if err != nil {
+			return h, fmt.Errorf("%q is no number of a cpio header", text)
+		}
+		field[i] = uint32(v)
 	}
-	if c.hash != nil {
-		c.hash.Write(p)
-	}
-	return nil
+	const mode16 = 0xffff // the kernel keeps no more
+	h.linkKey = linkKey{field[0], field[7], field[8], field[1] & typeMask}
+	h.mode, h.uid, h.gid, h.links = field[1]&mode16, field[2], field[3], field[4]
+	h.modTime, h.size = time.Unix(int64(field[5]), 0).UTC(), int64(field[6])
+	h.device, h.nameSize, h.sum = unix.Mkdev(field[9], field[10]), int64(field[11]), field[12]
+	return h, nil
 }
 
-func (c *cpioReader) skip(n int64) error {
-	if *c.left -= n; *c.left < 0 {
-		return errInitrdTooLong
-	}
-	into := io.Discard
-	if c.hash != nil {
-		into = c.hash
-	}
-	m, err := io.CopyN(into, c.r, n)
-	c.n += m
-	if err != nil {
-		return fmt.Errorf("a cpio archive is cut off or damaged: %w", err)
-	}
-	return nil
-}
-
-func (c *cpioReader) align() error { return c.skip(-c.n & 3) }
-
-// skipPadding returns the first byte that is not zero.
-func (c *cpioReader) skipPadding() (byte, error) {
-	block := make([]byte, 1)
-	for {
-		if *c.left--; *c.left < 0 {
-			return 0, errInitrdTooLong
-		}
-		n, err := c.r.Read(block)
-		if n == 1 && block[0] != 0 {
-			return block[0], nil
-		}
-		if n == 0 && err != nil {
-			return 0, err
-		}
-	}
-}
-
-// archive reads an archive up to its trailer.
-func (rd *initrdReader) archive(c *cpioReader) error {
-	header := make([]byte, 110)
-	for {
-		if err := c.read(header); err != nil {
-			return err
-		}
-		if magic := string(header[:6]); magic != "070701" && magic != "070702" {
-			return fmt.Errorf("%q does not begin a cpio archive in the newc format", magic)
-		}
-		field := func(i int) (int64, error) {
-			text := string(header[6+8*i : 14+8*i])
-			v, err := strconv.ParseUint(text, 16, 32)
-			if err != nil {
-				return 0, fmt.Errorf("%q is no number of a cpio header", text)
-			}
-			return int64(v), nil
-		}
-		mode, err1 := field(1)
-		size, err2 := field(6)
-		nameSize, err3 := field(11)
-		if err := errors.Join(err1, err2, err3); err != nil {
-			return err
-		}
-		if nameSize < 1 || nameSize > initrdMaxName {
-			return fmt.Errorf("a name of %d bytes is not between 1 and %d long", nameSize, initrdMaxName)
-		}
-		name := make([]byte, nameSize)
-		if err := c.read(name); err != nil {
-			return err
-		}
-		if err := c.align(); err != nil {
-			return err
-		}
-		text, _, _ := strings.Cut(string(name), "\x00")
-		if text == "TRAILER!!!" {
-			return nil
-		}
-		var details InitrdFile
-		if rd.listed != nil {
-			var err error
-			if details, err = cpioDetails(field); err != nil {
-				return fmt.Errorf("%.100q: %w", text, err)
-			}
-			c.hash = sha256.New()
-		}
-		if err := rd.file(c, text, uint32(mode), size, details); err != nil {
-			return fmt.Errorf("%.100q: %w", text, err)
-		}
-	}
-}
-
-func (rd *initrdReader) file(c *cpioReader, name string, mode uint32, size int64, details InitrdFile) error {
-	name = strings.TrimPrefix(path.Clean("/"+name), "/")
-	file := initrdFile{mode: mode, size: size}
-	if len(rd.files) >= initrdMaxFiles {
-		return fmt.Errorf("there are more than %d files", initrdMaxFiles)
-	}
-	if link := mode&0o170000 == 0o120000; link || wantedInInitrd(name) {
-		if size > initrdMaxFile {
-			return fmt.Errorf("it has %d bytes, more than the %d expected", size, initrdMaxFile)
-		}
-		if rd.kept += int(size); rd.kept > initrdMaxKept {
-			return fmt.Errorf("the files that matter have more than %d bytes", initrdMaxKept)
-		}
-		file.content = make([]byte, size)
-		if err := c.read(file.content); err != nil {
-			return err
-		}
-	} else if err := c.skip(size); err != nil {
+// entry unpacks one entry, and skips its padding.
+func (u *initrdUnpacker) entry(c *cpioReader) error {
+	raw := make([]byte, 110)
+	if err := c.read(raw); err != nil {
 		return err
 	}
-	rd.files[name] = file
-	if rd.listed != nil {
-		details.Mode, details.Size = mode, size
-		c.hash.Sum(details.SHA256[:0])
-		c.hash = nil
-		rd.listed[name] = details
+	h, err := u.header(raw)
+	if err != nil {
+		return err
 	}
-	return c.align()
+	// The name has its NUL and is padded so that the content begins at a multiple
+	// of four bytes from the header.
+	nameRoom := (h.nameSize+1)&^3 + 2
+	end := (c.position + nameRoom + h.size + 3) &^ 3
+	named := h.mode&typeMask == typeRegular || h.mode&typeMask == typeLink || h.size == 0
+	if h.nameSize < 1 || h.nameSize > initrdMaxName || h.mode&typeMask == typeLink && h.size > initrdMaxName || !named {
+		// It is passed over; what comes behind it depends on what came before.
+		u.doubtful(fmt.Errorf("an entry with a name of %d bytes and %d bytes of content is one that the kernel passes over", h.nameSize, h.size))
+		return u.skipTo(c, end)
+	}
+	name := make([]byte, nameRoom)
+	if err := c.read(name); err != nil {
+		return err
+	}
+	if name[h.nameSize-1] != 0 {
+		return fmt.Errorf("the name %.100q does not end with NUL", name[:h.nameSize])
+	}
+	text, _, _ := strings.Cut(string(name), "\x00")
+	if text == "TRAILER!!!" && h.mode&typeMask != typeLink {
+		clear(u.links)
+		return u.skipTo(c, end)
+	}
+	if u.files++; u.files > initrdMaxFiles {
+		return fmt.Errorf("there are more than %d files", initrdMaxFiles)
+	}
+	if err := u.file(c, text, h); err != nil {
+		return fmt.Errorf("%.100q: %w", text, err)
+	}
+	if u.tree.steps < 0 {
+		return fmt.Errorf("%.100q: %w", text, errTooManySteps)
+	}
+	return u.skipTo(c, end)
 }
 
-// wantedInInitrd reports whether the audit reads a file of the initrd.
-func wantedInInitrd(name string) bool {
-	switch name {
-	case "etc/veritytab", "etc/fstab", "etc/passwd", "etc/shadow":
-		return true
+func (u *initrdUnpacker) skipTo(c *cpioReader, end int64) error {
+	err := c.copy(io.Discard, end-c.position)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return errCutPadding
 	}
-	if name == "etc/cmdline" || strings.HasPrefix(name, "etc/cmdline.d/") {
-		return true
+	return err
+}
+
+// own marks a file as one that an entry has made or changed.
+func (u *initrdUnpacker) own(n *rootfsNode, h cpioHeader) {
+	n.mode = n.kind() | h.mode&0o7777
+	n.uid, n.gid, n.modTime, n.part, n.given = h.uid, h.gid, h.modTime, u.part, true
+}
+
+// file makes a file, directory, link or device of an entry.
+func (u *initrdUnpacker) file(c *cpioReader, name string, h cpioHeader) error {
+	switch kind := h.mode & typeMask; kind {
+	case typeLink:
+		target := make([]byte, h.size)
+		if err := c.read(target); err != nil {
+			return err
+		}
+		u.tree.clean(name, 0)
+		if at := bytes.IndexByte(target, 0); at >= 0 {
+			target = target[:at]
+		}
+		node := &rootfsNode{mode: typeLink | 0o777, uid: h.uid, gid: h.gid, modTime: h.modTime, size: int64(len(target)), content: target, kept: true, part: u.part, given: true}
+		if u.digests {
+			node.digest = sha256.Sum256(target)
+		}
+		if len(target) < initrdMaxName { // longer ones the kernel makes none of
+			u.tree.add(name, node)
+		}
+		if there, err := u.tree.resolve(name, false); err == nil { // whatever it is
+			there.uid, there.gid, there.modTime = h.uid, h.gid, h.modTime
+		}
+		return nil
+	case typeRegular:
+		u.tree.clean(name, h.mode)
+		linked, ok := u.maybeLink(name, h)
+		if !ok {
+			return nil
+		}
+		node := u.tree.create(name)
+		if node == nil {
+			return nil
+		}
+		u.own(node, h)
+		if linked && h.size == 0 {
+			return nil // the content stays
+		}
+		return u.content(c, node, h)
+	case typeDirectory:
+		u.tree.clean(name, h.mode)
+		u.tree.add(name, newDirectory(u.tree.root, 0)) // add knows the parent
+		if node, err := u.tree.resolve(name, true); err == nil {
+			u.own(node, h)
+		}
+	case unix.S_IFBLK, unix.S_IFCHR, unix.S_IFIFO, unix.S_IFSOCK:
+		u.tree.clean(name, h.mode)
+		if linked, ok := u.maybeLink(name, h); linked || !ok {
+			return nil
+		}
+		u.tree.add(name, &rootfsNode{mode: kind, device: h.device, kept: true})
+		if node, err := u.tree.resolve(name, true); err == nil {
+			u.own(node, h)
+		}
+	default:
+		u.tree.clean(name, h.mode)
 	}
-	return strings.Contains(name, "systemd/system/") && (strings.HasSuffix(name, ".service") || strings.HasSuffix(name, ".conf"))
+	return nil
+}
+
+// maybeLink makes another name of a file that came before, when the entry is one;
+// ok is false when that failed.
+func (u *initrdUnpacker) maybeLink(name string, h cpioHeader) (linked, ok bool) {
+	if h.links < 2 {
+		return false, true
+	}
+	old, known := u.links[h.linkKey]
+	if !known {
+		u.links[h.linkKey] = name
+		return false, true
+	}
+	u.tree.clean(name, 0)
+	linked = u.tree.link(old, name)
+	return linked, linked
+}
+
+// neverText are beginnings of files that nothing reads as text: ELF, and what is
+// compressed by zstd, xz or gzip.
+var neverText = [][]byte{[]byte("\x7fELF"), {0x28, 0xb5, 0x2f, 0xfd}, {0xfd, '7', 'z', 'X', 'Z', 0}, {0x1f, 0x8b}}
+
+// content gives a file its content.
+func (u *initrdUnpacker) content(c *cpioReader, node *rootfsNode, h cpioHeader) error {
+	u.kept -= int64(len(node.content))
+	node.content, node.kept, node.size = nil, h.size == 0, h.size
+	sum := sha256.New()
+	into := io.Discard
+	if u.digests {
+		into = sum
+	}
+	if h.summed {
+		counted := &sumWriter{}
+		into = io.MultiWriter(into, counted)
+		defer func() {
+			if counted.sum != h.sum {
+				u.doubtful(errors.New("a check sum of it is wrong, where the kernel stops"))
+			}
+		}()
+	}
+	var kept bytes.Buffer
+	if h.size <= initrdMaxFile && u.kept+h.size <= initrdMaxKept {
+		into = io.MultiWriter(into, &kept)
+	}
+	err := c.copy(into, h.size)
+	sum.Sum(node.digest[:0])
+	if h.size <= initrdMaxFile && u.kept+h.size <= initrdMaxKept && err == nil &&
+		!slices.ContainsFunc(neverText, func(magic []byte) bool { return bytes.HasPrefix(kept.Bytes(), magic) }) {
+		node.content, node.kept = bytes.Clone(kept.Bytes()), true
+		u.kept += h.size
+	}
+	return err
+}
+
+// sumWriter adds bytes, as the check sums of an archive do.
+type sumWriter struct{ sum uint32 }
+
+func (w *sumWriter) Write(p []byte) (int, error) {
+	for _, b := range p {
+		w.sum += uint32(b)
+	}
+	return len(p), nil
+}
+
+// text reads a file that matters.
+func (rd *initrd) text(name string) ([]byte, error) {
+	file, err := rd.file(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case file.mode&typeMask != typeRegular:
+		return nil, fs.ErrNotExist
+	case file.unread:
+		return nil, fmt.Errorf("it has %d bytes, and is too long, or no text: it was not read", file.size)
+	}
+	return file.content, nil
 }
 
 // file returns a file by its path, following symbolic links on the way.
 func (rd *initrd) file(name string) (initrdFile, error) {
-	rest, at := strings.Split(name, "/"), ""
-	for links := 0; ; {
-		if len(rest) == 0 {
-			file, ok := rd.files[at]
-			if !ok {
-				return file, fs.ErrNotExist
-			}
-			return file, nil
-		}
-		next := path.Join(at, rest[0])
-		if rest[0] == ".." {
-			next = path.Join("/", at, "..")[1:]
-		}
-		rest = rest[1:]
-		file, ok := rd.files[next]
-		if !ok || file.mode&0o170000 != 0o120000 {
-			at = next
-			continue
-		}
-		if links++; links > 40 {
-			return file, errors.New("too many symbolic links")
-		}
-		target := string(file.content)
-		if strings.HasPrefix(target, "/") {
-			at = ""
-		}
-		rest = append(strings.Split(strings.Trim(target, "/"), "/"), rest...)
+	node, err := rd.tree.resolve(name, true)
+	if err != nil {
+		return initrdFile{}, err
 	}
+	return initrdFile{mode: node.mode, size: node.size, content: node.content, unread: !node.kept, part: node.part, node: node}, nil
+}
+
+// count is how many files there are.
+func (rd *initrd) count() int {
+	n := 0
+	for _, file := range rd.files {
+		if !file.alias {
+			n++
+		}
+	}
+	return n
 }
 
 // has reports whether one of the paths exists.
 func (rd *initrd) has(names ...string) bool {
 	return slices.ContainsFunc(names, func(name string) bool {
-		_, err := rd.file(name)
+		_, err := rd.tree.resolve(name, true)
 		return err == nil
 	})
 }

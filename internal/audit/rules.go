@@ -256,6 +256,10 @@ var rules = map[string]rule{
 		"Nothing on the boot path uses it, and no PCR covers it.",
 		"Remove it."},
 
+	"uki-profile": {Medium, "A unified kernel image has another profile",
+		"Whoever can choose the boot entry boots it, with its own command line and initrd; PCR 11 and 12 show that, PCR 4 and 7 do not.",
+		"Leave the profile out, or bind PCR 12 in every key policy."},
+
 	// initrd.
 	"initrd-pcr-separator": {Low, "The initrd extends PCRs before the system starts",
 		"systemd-pcrosseparator.service (systemd 261 and later) extends PCR 0 to 7, 9 and 12 to 14: what a running system reads differs from what was measured up to the kernel.",
@@ -324,9 +328,9 @@ var rules = map[string]rule{
 	"uki-not-found": {High, "No unified kernel image was found",
 		"Nothing is known of the kernel command line and the initrd.",
 		"Put a unified kernel image at EFI/BOOT/BOOTX64.EFI or BOOTAA64.EFI."},
-	"initrd-not-read": {Medium, "The initrd could not be read",
-		"What it holds was not looked at.",
-		"Compress it with zstd, gzip or xz, or repair it."},
+	"initrd-not-read": {High, "The initrd could not be read, or not all of it",
+		"What it holds was not looked at, or the kernel may unpack it otherwise.",
+		"Make it anew with a tool of your distribution, compressed with zstd, gzip or xz."},
 	"unknown-partition": {Low, "A partition holds something unknown",
 		"What it holds was not looked at, and no PCR covers it.",
 		"Remove the partition."},

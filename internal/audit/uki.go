@@ -1,10 +1,9 @@
 package audit
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"io"
-	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -18,7 +17,8 @@ import (
 type ukiAudit struct {
 	at     place   // of the image
 	line   line    // its own and that of add-ons behind it
-	initrd *initrd // nil when it could not be read
+	initrd *initrd // nil when there is none
+	parts  []place // of the initrd
 
 	initrdWords []string // what the initrd adds to the command line
 
@@ -40,15 +40,98 @@ func (u *ukiAudit) in(part string) place {
 	return place{partition: u.at.partition, path: u.at.path + "#" + part}
 }
 
-// uki looks at a unified kernel image: every command line in it, and the initrd.
+// inInitrd is the place of a file of the initrd, in the part that it comes from.
+func (u *ukiAudit) inInitrd(name string) place {
+	at := u.parts[0]
+	if file, ok := u.initrd.files[name]; ok {
+		at = u.parts[file.part]
+	} else if file, err := u.initrd.file(name); err == nil {
+		at = u.parts[file.part]
+	}
+	at.path += "/" + name
+	return at
+}
+
+// uki looks at a unified kernel image: every command line in it, and the initrd,
+// of the profile that boots when nothing chooses another. What another profile
+// would add is one finding.
 func (a *auditor) uki(esp *disk.Partition, name string, image *efi.Image) {
+	stub, _, err := image.StubVersion()
+	if err != nil {
+		a.add("file-not-read", place{partition: esp.Number, path: name}, "%v", err)
+	}
+	a.report.Audited = append(a.report.Audited, Audited{Partition: esp.Number, Path: name, Kind: "UKI"})
+	sections, profiles := profileSections(image.Sections, stub, 0)
 	u := &ukiAudit{at: place{partition: esp.Number, path: name}}
 	a.ukis = append(a.ukis, u)
-	a.report.Audited = append(a.report.Audited, Audited{Partition: esp.Number, Path: name, Kind: "UKI"})
-	a.readInitrd(u, image)
+	from := len(a.report.Findings)
+	a.profile(u, image, sections)
+	usual := map[string]bool{}
+	for _, f := range a.report.Findings[from:] {
+		usual[f.ID] = true
+	}
+	for n := 1; n < profiles; n++ {
+		other := &auditor{ctx: a.ctx, disk: a.disk, options: a.options, addons: a.addons, report: &Report{}}
+		sections, _ := profileSections(image.Sections, stub, n)
+		v := &ukiAudit{at: u.at}
+		other.profile(v, image, sections)
+		var more []string
+		for _, f := range other.report.Findings {
+			if !usual[f.ID] && !slices.Contains(more, f.ID) {
+				more = append(more, f.ID)
+			}
+		}
+		if u.verified && !v.verified {
+			more = append(more, "root-not-verified")
+		}
+		detail := "it has the weaknesses of the first one"
+		if len(more) > 0 {
+			detail = "it would be reported for " + strings.Join(more, ", ")
+		}
+		a.add("uki-profile", u.in(fmt.Sprintf(".profile@%d", n)), "%s", detail)
+	}
+}
+
+// stubProfiles is the version of systemd-stub that knows of several profiles.
+const stubProfiles = 257
+
+// maxProfiles bounds the profiles that are looked at.
+const maxProfiles = 64
+
+// profileSections are the sections that count in a profile, and how many profiles
+// there are (UAPI group, UKI specification, "Multi-profile UKIs"): those before
+// the first .profile section, each but replaced by those of the same name behind
+// the profile's own. Several of one name stay.
+func profileSections(all []efi.Section, stub, number int) (sections []efi.Section, profiles int) {
+	if stub < stubProfiles {
+		return all, 1
+	}
+	var base, own []efi.Section
+	for _, s := range all {
+		if s.Name == ".profile" {
+			profiles++
+		}
+		switch profiles {
+		case 0:
+			base = append(base, s)
+		case number + 1:
+			own = append(own, s)
+		}
+	}
+	for _, s := range base {
+		if !slices.ContainsFunc(own, func(o efi.Section) bool { return o.Name == s.Name }) {
+			sections = append(sections, s)
+		}
+	}
+	return append(sections, own...), min(max(profiles, 1), maxProfiles)
+}
+
+// profile looks at a profile of a unified kernel image.
+func (a *auditor) profile(u *ukiAudit, image *efi.Image, sections []efi.Section) {
+	a.readInitrd(u, image, sections)
 	found := false
 	var texts []string
-	for _, section := range image.Sections {
+	for _, section := range sections {
 		if section.Name != ".cmdline" {
 			continue
 		}
@@ -66,7 +149,7 @@ func (a *auditor) uki(esp *disk.Partition, name string, image *efi.Image) {
 	// An add-on's comes behind the image's own.
 	for _, add := range a.addons {
 		texts = append(texts, add.text)
-		a.commandLine(add.at, u, commandLineWords(add.text))
+		a.commandLine(add.in(".cmdline"), u, commandLineWords(add.text))
 	}
 	u.line = parseLine(strings.Join(texts, " "))
 	if !found {
@@ -81,24 +164,44 @@ type foundUKI struct {
 	image *efi.Image
 }
 
-// addonLine is the command line of an add-on.
-type addonLine struct {
-	at   place
-	text string
+// foundAddon is an add-on, whose command line and initrd come behind the image's
+// own, and whose microcode in front of it.
+type foundAddon struct {
+	at    place
+	image *efi.Image
+	text  string // command line
 }
 
-// addon reads the command line of an add-on.
+func (f foundAddon) in(part string) place {
+	return place{partition: f.at.partition, path: f.at.path + "#" + part}
+}
+
+// addon reads an add-on.
 func (a *auditor) addon(at place, file *disk.File) {
 	image, err := efi.ParseImage(file, file.Size())
 	if err == nil {
 		var text string
 		if text, err = commandLine(image); err == nil {
-			at.path += "#.cmdline"
-			a.addons = append(a.addons, addonLine{at, text})
+			a.addons = append(a.addons, foundAddon{at, image, text})
 			return
 		}
 	}
 	a.add("file-not-read", at, "%v", err)
+}
+
+// sortAddons puts add-ons into the order in which systemd-stub takes them.
+func (a *auditor) sortAddons() {
+	key := func(f foundAddon) (int, string) {
+		if strings.HasPrefix(strings.ToLower(f.at.path), "loader/") {
+			return 0, path.Base(f.at.path)
+		}
+		return 1, path.Base(f.at.path)
+	}
+	slices.SortStableFunc(a.addons, func(x, y foundAddon) int {
+		i, p := key(x)
+		j, q := key(y)
+		return cmp.Or(cmp.Compare(i, j), strings.Compare(p, q))
+	})
 }
 
 func sectionText(image *efi.Image, section efi.Section) (string, error) {
@@ -116,25 +219,51 @@ func sectionText(image *efi.Image, section efi.Section) (string, error) {
 // maxInitrd bounds the sections that an initrd is read from, in bytes.
 const maxInitrd = 1 << 30
 
-// readInitrd reads the initrd and looks at it.
-func (a *auditor) readInitrd(u *ukiAudit, image *efi.Image) {
-	section, ok := image.Section(".initrd")
-	if !ok {
+// readInitrd unpacks what the kernel gets as initrd, and looks at it: microcode of
+// add-ons and of the image, which the kernel unpacks, too, then the image's initrd,
+// then those of add-ons. What systemd-stub wraps for user space in between lies in
+// a directory of its own, which it makes anew.
+func (a *auditor) readInitrd(u *ukiAudit, image *efi.Image, sections []efi.Section) {
+	var parts []initrdPart
+	add := func(image *efi.Image, section efi.Section, at place) {
+		if section.VirtualSize > maxInitrd {
+			a.add("initrd-not-read", at, "it has %d bytes", section.VirtualSize)
+			return
+		}
+		content := image.Content(section)
+		parts, u.parts = append(parts, initrdPart{content, content.Size()}), append(u.parts, at)
+	}
+	own := func(image *efi.Image, sections []efi.Section, name string, at place) {
+		for _, section := range sections {
+			if section.Name == name {
+				add(image, section, at)
+			}
+		}
+	}
+	for _, f := range slices.Backward(a.addons) {
+		own(f.image, f.image.Sections, ".ucode", f.in(".ucode"))
+	}
+	own(image, sections, ".ucode", u.in(".ucode"))
+	own(image, sections, ".initrd", u.in(".initrd"))
+	for _, f := range a.addons {
+		own(f.image, f.image.Sections, ".initrd", f.in(".initrd"))
+	}
+	if len(parts) == 0 {
 		return
 	}
 	at := u.in(".initrd")
-	if section.VirtualSize > maxInitrd {
-		a.add("initrd-not-read", at, "it has %d bytes", section.VirtualSize)
-		return
-	}
-	content := image.Content(section)
-	rd, err := readInitrd(content, content.Size())
+	rd, err := readInitrd(parts...)
 	if err != nil {
 		a.add("initrd-not-read", at, "%v", err)
-		return
 	}
 	u.initrd = rd
-	a.report.Audited = append(a.report.Audited, Audited{Partition: u.at.partition, Path: at.path, Kind: "initrd", Files: len(rd.files)})
+	if config, err := bootConfigWords(rd.config); err != nil {
+		a.add("initrd-not-read", u.in(".initrd#BOOTCONFIG"), "%v", err)
+	} else if len(config) > 0 {
+		u.initrdWords = append(u.initrdWords, config...)
+		a.commandLine(u.in(".initrd#BOOTCONFIG"), u, config)
+	}
+	a.report.Audited = append(a.report.Audited, Audited{Partition: u.at.partition, Path: at.path, Kind: "initrd", Files: rd.count()})
 	tpm := "without libtss2, so that it will do nothing"
 	for name := range rd.files {
 		if strings.HasPrefix(path.Base(name), "libtss2-esys.so") {
@@ -143,18 +272,15 @@ func (a *auditor) readInitrd(u *ukiAudit, image *efi.Image) {
 	}
 	for unit, id := range map[string]string{"systemd-pcrosseparator.service": "initrd-pcr-separator", "systemd-pcrphase-initrd.service": "initrd-pcr-phase"} {
 		for _, name := range rd.pulls(unit) {
-			a.add(id, u.in(".initrd/"+name), "%s starts it, %s", path.Dir(name), tpm)
+			a.add(id, u.inInitrd(name), "%s starts it, %s", path.Dir(name), tpm)
 		}
 	}
 	a.initrdFiles(u)
 	for _, name := range []string{"etc/shadow", "etc/passwd"} {
-		file, err := rd.file(name)
-		if err != nil {
-			continue
-		}
-		for _, account := range accounts(file.content) {
+		content := a.initrdText(u, name, nil)
+		for _, account := range accounts(content) {
 			if account.open() || account.hash() {
-				p := u.in(".initrd/" + name)
+				p := u.inInitrd(name)
 				p.line = account.line
 				a.add("initrd-password", p, "the account %.40q", account.name)
 			}
@@ -176,7 +302,13 @@ func (rd *initrd) pulls(unit string) []string {
 			found = append(found, name)
 		}
 	}
-	slices.Sort(found)
+	rank := func(name string) int {
+		if rd.files[name].alias {
+			return 1
+		}
+		return 0
+	}
+	slices.SortFunc(found, func(x, y string) int { return cmp.Or(cmp.Compare(rank(x), rank(y)), strings.Compare(x, y)) })
 	return found[:min(len(found), 1)]
 }
 
@@ -203,18 +335,15 @@ func (a *auditor) verityOptions(u *ukiAudit) {
 	}
 	kiwi, _ := option(u.line.systemd, "rd.kiwi.verity_options")
 	if u.initrd != nil {
-		file, err := u.initrd.file("etc/veritytab")
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			a.add("initrd-not-read", u.in(".initrd/etc/veritytab"), "%v", err)
-		}
+		content := a.initrdText(u, "etc/veritytab", nil)
 		number := 0
-		for line := range strings.Lines(string(file.content)) {
+		for line := range strings.Lines(string(content)) {
 			number++
 			fields := strings.Fields(line)
 			if len(fields) < 4 || strings.HasPrefix(fields[0], "#") {
 				continue
 			}
-			at := u.in(".initrd/etc/veritytab")
+			at := u.inInitrd("etc/veritytab")
 			at.line = number
 			u.verified = true
 			u.verityData, u.verityHash = fields[1], fields[2]

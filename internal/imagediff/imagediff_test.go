@@ -161,7 +161,14 @@ func cpio(files map[string]string) []byte {
 		b.WriteString(content)
 		b.Write(make([]byte, -b.Len()&3))
 	}
+	made := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
+		for i, c := range name {
+			if c == '/' && !made[name[:i]] { // the kernel makes no directory by itself
+				made[name[:i]] = true
+				entry(name[:i], 0o040755, "")
+			}
+		}
 		entry(name, 0o100644, files[name])
 	}
 	entry("TRAILER!!!", 0, "")
