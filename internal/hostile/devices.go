@@ -305,7 +305,7 @@ func byConsoles() []Input {
 			})
 			return nil
 		}},
-		{ID: "ctrl-alt-del", Name: "keyboard: Ctrl-Alt-Del while the image boots and runs", From: Owner, Excludes: "keyboard", put: func(s *setup) error {
+		{ID: "ctrl-alt-del", Name: "keyboard: Ctrl-Alt-Del while the image boots and runs", From: Owner, Alone: true, put: func(s *setup) error {
 			s.operate = append(s.operate, func(ctx context.Context, o *vm.Operator) error {
 				keys := make([]any, 0, 3)
 				for _, key := range []string{"ctrl", "alt", "delete"} {
