@@ -345,7 +345,7 @@ func TestTerraformExampleBindsTheImage(t *testing.T) {
 	generation := func(digit string) kmspolicy.Generation {
 		value := func(second string) string { return digit + second + strings.Repeat("5", 94) }
 		return kmspolicy.Generation{Name: digit, Document: &measure.Document{Measurements: measure.Measurements{
-			HashAlgorithm: measure.SHA384, PCRs: map[int]string{4: value("4"), 12: value("c")},
+			HashAlgorithm: measure.SHA384, PCRs: map[int]string{4: value("4"), 12: value("c"), 13: value("d")},
 		}}}
 	}
 	rolling := []kmspolicy.Generation{generation("a"), generation("b")}

@@ -202,6 +202,10 @@ func TestDiskRefuses(t *testing.T) {
 			write(t, d, "EFI/Linux/AAA-a-long-name.efi", []byte("text"))
 			rename(t, d, "AAA", "\n::")
 		}, want: `open "EFI/Linux/\n::-a-long-name.efi": firmware opens no file of the name`},
+		"systemd-boot, a driver": {edit: func(t *testing.T, d string) {
+			write(t, d, bootX64, loader)
+			write(t, d, "EFI/systemd/drivers/ext4x64.efi", testenv.Driver(0x8664))
+		}, o: Options{PCRs: []int{2}}, want: "PCR 2 cannot be predicted: EFI/BOOT/BOOTX64.EFI is systemd-boot 257, and EFI/systemd/drivers/ext4x64.efi makes it load drivers"},
 		"systemd-boot, PCR 5": {edit: replace(loader), o: Options{PCRs: []int{5}}, want: "PCR 5 cannot be predicted: EFI/BOOT/BOOTX64.EFI is systemd-boot 257"},
 		"systemd-boot, PCR 7": {edit: replace(loader), o: Options{PCRs: []int{7}}, want: "PCR 7 cannot be predicted: EFI/BOOT/BOOTX64.EFI is systemd-boot 257"},
 		"hostile loader":      {edit: replace(hostile), want: `EFI/BOOT/BOOTX64.EFI is the boot loader "\x1b[2J\n::error::boo", and`},
