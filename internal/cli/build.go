@@ -51,7 +51,7 @@ attestable-image (al2023, debian, ubuntu) or from a KIWI description of your own
 print its path.
 
 The container engine is docker, or podman where docker is missing or does not
-answer. The container gets CAP_SYS_ADMIN and the loop devices, never
+answer. The container gets CAP_SYS_ADMIN and some loop devices, never
 --privileged. It runs the image of --builder-image, or one made from the
 Dockerfile beside the description; a description for apt without a Dockerfile gets
 the builder of the template debian. Where no container registry can be reached, a

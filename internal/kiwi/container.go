@@ -44,6 +44,7 @@ type container struct {
 	epoch        int64    // seconds since 1970: SOURCE_DATE_EPOCH
 	seed         string   // what identifiers in the image are derived from
 	checkDates   bool     // lists of packages that are out of date are refused
+	devices      devices  // that it may use
 	tail         string   // end of what the container printed
 }
 
@@ -84,18 +85,17 @@ func (c *container) prepare(locked []Package) error {
 func (c *container) args(name, tool string) []string {
 	args := []string{
 		"--name", name, "--entrypoint", toolDir + tool,
-		// All that KIWI needs beyond the engine's defaults: to mount, and the loop
-		// devices (major 7) with their partitions (259) and the device that hands
-		// them out (10, 237). It is not --privileged.
-		"--cap-add", "SYS_ADMIN",
+		// All that KIWI needs beyond the engine's defaults: to mount, and the device
+		// that hands loop devices out, with some of these. It is not --privileged, and
+		// it has a /dev of its own: this machine's has the terminals of its users. The
+		// tools make what is missing there, which podman does not let by default.
+		"--cap-add", "SYS_ADMIN", "--cap-add", "MKNOD",
 		"--security-opt", "apparmor=unconfined",
-		"--volume", "/dev:/dev",
-		"--device-cgroup-rule", "b 7:* rmw",
-		"--device-cgroup-rule", "b 259:* rmw",
 		"--device-cgroup-rule", "c 10:237 rmw",
 		"--mount", bind(c.output, "/output", false),
 		"--mount", c.tool(tool),
 	}
+	args = append(args, c.devices.args()...)
 	if c.engine.name == "podman" {
 		args = append(args, "--security-opt", "label=disable")
 	}
@@ -117,12 +117,17 @@ func (c *container) buildArgs() []string {
 		"--mount", c.tool("identify"),
 		"--mount", c.tool("du"),
 		"--mount", c.tool("packages"),
+		"--mount", c.tool("losetup"),
+		"--mount", c.tool("partx"),
 		"--env", fmt.Sprintf("OWNER=%d:%d", os.Getuid(), os.Getgid()),
 		"--env", fmt.Sprintf("SOURCE_DATE_EPOCH=%d", c.epoch),
 		"--env", "ATTESTABLE_IMAGE_SEED="+c.seed,
 		"--env", fmt.Sprintf("CHECK_DATES=%t", c.checkDates),
 		// The kernel's package would make an initrd of its own, which nothing uses.
 		"--env", "INITRD=No",
+		// bootctl looks for a vfat in the mounted EFI system partition, which need not
+		// be one, and asks udev about it, which is not there.
+		"--env", "SYSTEMD_RELAX_ESP_CHECKS=1",
 	)
 	for _, proxy := range proxies() {
 		args = append(args, "--env", proxy)
@@ -139,8 +144,6 @@ func (c *container) buildArgs() []string {
 		args = append(args,
 			"--mount", bind(filepath.Join(c.tools, "mount.vfat"), "/usr/sbin/mount.vfat", true),
 			"--mount", bind(filepath.Join(c.tools, "umount.tmpfs"), "/usr/sbin/umount.tmpfs", true),
-			// bootctl looks for a vfat in the mounted EFI system partition.
-			"--env", "SYSTEMD_RELAX_ESP_CHECKS=1",
 		)
 	}
 	return append(args, c.image)

@@ -1,7 +1,7 @@
 // Package kiwi builds a raw disk with KIWI NG in a container: from a template
 // or a description directory of the user's, with files laid over it.
 //
-// The container gets CAP_SYS_ADMIN and the loop devices, never --privileged.
+// The container gets CAP_SYS_ADMIN and some loop devices, never --privileged.
 // What a host's kernel lacks is detected and stood in for. An interrupted build
 // leaves no container, loop device or mount behind.
 //

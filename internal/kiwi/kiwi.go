@@ -131,6 +131,10 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	free, err := freeDevices(os.DirFS("/sys"))
+	if err != nil {
+		return nil, err
+	}
 	if !abilities.vfat {
 		fmt.Fprintln(o.Log, "this machine's kernel has no vfat: the EFI system partition is staged with mtools")
 	}
@@ -143,7 +147,7 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	c := container{
-		engine: e, image: image, host: abilities, log: o.Log,
+		engine: e, image: image, host: abilities, devices: free, log: o.Log,
 		description: description,
 		output:      filepath.Join(output.scratch, "output"),
 		tools:       filepath.Join(output.scratch, "tools"),
