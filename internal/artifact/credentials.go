@@ -28,12 +28,15 @@ func (actionsKeychain) Resolve(target authn.Resource) (authn.Authenticator, erro
 	return authn.FromConfig(authn.AuthConfig{Username: actor, Password: token}), nil
 }
 
-// isGitHubRegistry tells whether the host is GitHub's container registry:
-// ghcr.io, or the one of the GitHub Enterprise Cloud tenant that the job runs on.
+// isGitHubRegistry tells whether the host is the container registry of the GitHub that
+// the job runs on, which its token is for: ghcr.io is that of github.com alone.
 func isGitHubRegistry(host string) bool {
-	if host == "ghcr.io" {
-		return true
-	}
 	server, err := url.Parse(os.Getenv("GITHUB_SERVER_URL"))
-	return err == nil && server.Host != "" && server.Host != "github.com" && host == "containers."+server.Host
+	switch {
+	case err != nil:
+		return false
+	case server.Host == "" || server.Host == "github.com":
+		return host == "ghcr.io"
+	}
+	return server.Scheme == "https" && host == "containers."+server.Host
 }

@@ -132,7 +132,7 @@ func TestActionsCredentials(t *testing.T) {
 	t.Setenv("GITHUB_TOKEN", "ghs_secret")
 	t.Setenv("GITHUB_SERVER_URL", "https://octo.ghe.com")
 	for host, want := range map[string]authn.AuthConfig{
-		"ghcr.io":                    {Username: "octocat", Password: "ghs_secret"},
+		"ghcr.io":                    {}, // of github.com, whose token this is not
 		"containers.octo.ghe.com":    {Username: "octocat", Password: "ghs_secret"},
 		"containers.evil.ghe.com":    {},
 		"ghcr.io.evil.example":       {},

@@ -278,7 +278,7 @@ func (g GitHub) TrustDomain(ctx context.Context) (string, error) {
 	}
 	if err := g.get(ctx, endpoint, &meta); err != nil {
 		if refused, ok := errors.AsType[*retry.StatusError](err); ok && (refused.Code == http.StatusUnauthorized || refused.Code == http.StatusForbidden) {
-			err = fmt.Errorf("%w: set GH_TOKEN to a token of an account there, or name a trusted root file with --trusted-root", err)
+			err = fmt.Errorf("%w: set GH_TOKEN to a token of an account there and GH_HOST to its host, or name a trusted root file with --trusted-root", err)
 		}
 		return fail(err)
 	}
@@ -340,7 +340,10 @@ func (g GitHub) doAccepting(ctx context.Context, transport *retry.Transport, met
 		request.Header.Set("Content-Type", "application/json")
 	}
 	if g.Token != "" {
+		if !retry.MayCarryToken(request.URL) {
+			return nil, fmt.Errorf("ask %s: %w", request.URL.Host, retry.ErrPlainHTTP)
+		}
 		request.Header.Set("Authorization", "Bearer "+g.Token)
 	}
-	return (&http.Client{Transport: transport}).Do(request)
+	return (&http.Client{Transport: transport, CheckRedirect: retry.CheckRedirect}).Do(request)
 }

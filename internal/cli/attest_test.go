@@ -16,7 +16,7 @@ import (
 func noJob(t *testing.T) {
 	t.Helper()
 	for _, name := range []string{
-		"GITHUB_ACTIONS", "GITHUB_SERVER_URL", "GITHUB_API_URL", "GITHUB_TOKEN", "INPUT_GITHUB-TOKEN", "ATTESTABLE_IMAGE_GITHUB_TOKEN", "GH_TOKEN",
+		"GITHUB_ACTIONS", "GITHUB_SERVER_URL", "GITHUB_API_URL", "GITHUB_TOKEN", "INPUT_GITHUB-TOKEN", "ATTESTABLE_IMAGE_GITHUB_TOKEN", "GH_TOKEN", "GH_HOST",
 		"ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "RUNNER_TEMP", "COLUMNS",
 	} {
 		t.Setenv(name, "")
@@ -123,6 +123,10 @@ func TestGitHubAt(t *testing.T) {
 		name, server, api, repository string // of the job, and what is verified
 		want                          attest.GitHub
 	}{
+		{"a tenant, outside of a job", "", "", "evil.ghe.com/octo-org/image", attest.GitHub{API: "https://api.evil.ghe.com"}},
+		{"a tenant whose the token is", "GH_HOST=octo.ghe.com", "", "octo.ghe.com/octo-org/image", attest.GitHub{API: "https://api.octo.ghe.com", Token: "t"}},
+		{"github.com with a tenant's token", "GH_HOST=octo.ghe.com", "", "github.com/octo-org/image", attest.GitHub{API: "https://api.github.com"}},
+		{"a host that is no GitHub", "", "", "evil.example/octo-org/image", attest.GitHub{API: "https://evil.example/api/v3"}},
 		{"outside of a job", "", "", "octo-org/image", attest.GitHub{API: "https://api.github.com", Token: "t"}},
 		{"in a job", "https://github.com", "https://api.github.com", "octo-org/image", attest.GitHub{API: "https://api.github.com", Token: "t"}},
 		{"a tenant's job", "https://octo.ghe.com", "https://api.octo.ghe.com", "octo-org/image", attest.GitHub{API: "https://api.octo.ghe.com", Token: "t"}},
@@ -133,12 +137,17 @@ func TestGitHubAt(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			noJob(t)
 			t.Setenv("GITHUB_TOKEN", "t")
-			if tc.server != "" {
+			if host, ok := strings.CutPrefix(tc.server, "GH_HOST="); ok {
+				t.Setenv("GH_HOST", host)
+			} else if tc.server != "" {
 				t.Setenv("GITHUB_ACTIONS", "true")
 				t.Setenv("GITHUB_SERVER_URL", tc.server)
 				t.Setenv("GITHUB_API_URL", tc.api)
 			}
 			f := verifyFlags{repository: tc.repository}
+			if strings.HasPrefix(tc.repository, "evil.example/") {
+				f.issuer = "https://issuer.example" // a host that is no GitHub needs one
+			}
 			expected, err := f.expectation()
 			if err != nil {
 				t.Fatal(err)

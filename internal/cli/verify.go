@@ -349,11 +349,20 @@ func (f *verifyFlags) sources(ref artifact.Reference, expected attest.Expectatio
 // gitHubServer is the URL of the GitHub that is meant when nobody names one.
 func gitHubServer() string { return cmp.Or(os.Getenv("GITHUB_SERVER_URL"), "https://github.com") }
 
-// gitHubAt is the API of a GitHub. A job's token and API are those of the GitHub
-// that it runs on: about another one that API is not asked, and it gets no token.
+// tokenServer is the URL of the GitHub that the token is of: that which a job runs on, and
+// for a person's what gh calls GH_HOST.
+func tokenServer() string {
+	if host := os.Getenv("GH_HOST"); host != "" && os.Getenv("GITHUB_SERVER_URL") == "" {
+		return "https://" + host
+	}
+	return gitHubServer()
+}
+
+// gitHubAt is the API of a GitHub. A token and an API of the environment are those of one
+// GitHub: about another one that API is not asked, and it gets no token.
 func gitHubAt(host attest.Host) attest.GitHub {
 	// An Enterprise Server is an error to ParseHost, and a host all the same.
-	if own, _ := attest.ParseHost(gitHubServer()); gha.Enabled() && !strings.EqualFold(own.Server, host.Server) {
+	if own, _ := attest.ParseHost(tokenServer()); !strings.EqualFold(own.Server, host.Server) {
 		return attest.GitHub{API: host.API()}
 	}
 	return attest.GitHub{API: cmp.Or(os.Getenv("GITHUB_API_URL"), host.API()), Token: gha.Token()}

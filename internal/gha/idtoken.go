@@ -27,7 +27,7 @@ func idToken(ctx context.Context, audience string, transport retry.Transport) (s
 		return "", ErrNoIDToken
 	}
 	transport.MaxBody, transport.Context = 1<<20, ctx
-	client := &http.Client{Transport: &transport}
+	client := &http.Client{Transport: &transport, CheckRedirect: retry.CheckRedirect}
 	token, err := githubactions.New(githubactions.WithHTTPClient(client)).GetIDToken(ctx, audience)
 	var refused *githubactions.RequestFailedError
 	switch {
