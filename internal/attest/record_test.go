@@ -98,7 +98,7 @@ func TestTrustDomain(t *testing.T) {
 		{"github.com is not asked", gitHubHost, 500, ``, "trusted_root.json", ""},
 		{"a path", tenant, 200, `{"domains":{"artifact_attestations":{"trust_domain":"../../x"}}}`, "", "is no domain"},
 		{"a climb", tenant, 200, `{"domains":{"artifact_attestations":{"trust_domain":"a..b"}}}`, "", "is no domain"},
-		{"a wall", tenant, 401, `{"message":"Requires authentication"}`, "", "set GH_TOKEN to a token of an account there, or name a trusted root file"},
+		{"a wall", tenant, 401, `{"message":"Requires authentication"}`, "", "set GH_TOKEN to a token of an account there and GH_HOST to its host, or name a trusted root file"},
 		{"no JSON", tenant, 200, `<html>`, "", "read the answer"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -170,6 +170,7 @@ const environment = `## Environment
 | ` + "`ATTESTABLE_IMAGE_TIMES`" + ` | file to which each command adds how long it took, a line of JSON; the actions summarize it |
 | ` + "`GITHUB_TOKEN`, `ATTESTABLE_IMAGE_GITHUB_TOKEN`, `GH_TOKEN`" + ` | token for GitHub and ghcr.io, the first that is set; it goes to the GitHub that the job runs on, outside of a job to GH_HOST or else github.com, and nowhere else |
 | ` + "`GH_HOST`" + ` | host of GitHub that the token is of, outside of a job; github.com without it |
+| ` + "`GIT_CEILING_DIRECTORIES`" + ` | directories that the search for a work tree of git does not go up into, as for git |
 | ` + "`GITHUB_SERVER_URL`, `GITHUB_API_URL`" + ` | the GitHub that is meant when nothing names one |
 | ` + "`COLUMNS`" + ` | width of tables, when standard output is no terminal |
 | ` + "`PIP_INDEX_URL`" + ` | where KIWI NG's source is fetched from for the builder |
