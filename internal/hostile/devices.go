@@ -269,7 +269,10 @@ func byConsoles() []Input {
 			return nil
 		}},
 		{ID: "serial-sysrq", Name: "serial console: break and SysRq keys", From: Owner, Excludes: "serial", put: func(s *setup) error {
-			s.showsOnSerial("sysrq: ", "the kernel obeys SysRq on the serial line")
+			// Before an image's own setting holds, a kernel obeys what it was built to: often
+			// what restarts it, which is no more than a power switch. Telling of its memory
+			// is more.
+			s.showsOnSerial("sysrq: Show Memory", "the kernel tells of its memory to who asks on the serial line")
 			s.operate = append(s.operate, func(ctx context.Context, o *vm.Operator) error {
 				for range 60 { // a kernel that answers is never idle
 					if !waitFor(ctx, o.HandedOver, time.Second) {
@@ -278,7 +281,7 @@ func byConsoles() []Input {
 					if err := o.Break(); err != nil {
 						return err
 					}
-					if err := o.Type("h"); err != nil {
+					if err := o.Type("m"); err != nil {
 						return err
 					}
 				}
