@@ -723,9 +723,16 @@ func (u *initrdUnpacker) content(c *cpioReader, node *rootfsNode, h cpioHeader) 
 	if h.size <= initrdMaxFile && u.kept+h.size <= initrdMaxKept {
 		into = io.MultiWriter(into, &kept)
 	}
+	from := c.position
 	err := c.copy(into, h.size)
+	whole := err == nil
+	if errors.Is(err, io.ErrUnexpectedEOF) && h.size <= initrdMaxFile {
+		// The file has its size by then, and zeros behind what there is.
+		_, padded := into.Write(make([]byte, h.size-(c.position-from)))
+		whole = padded == nil
+	}
 	sum.Sum(node.digest[:0])
-	if h.size <= initrdMaxFile && u.kept+h.size <= initrdMaxKept && err == nil &&
+	if h.size <= initrdMaxFile && u.kept+h.size <= initrdMaxKept && whole &&
 		!slices.ContainsFunc(neverText, func(magic []byte) bool { return bytes.HasPrefix(kept.Bytes(), magic) }) {
 		node.content, node.kept = bytes.Clone(kept.Bytes()), true
 		u.kept += h.size
