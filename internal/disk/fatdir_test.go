@@ -89,7 +89,7 @@ func TestFATDirectoryAsFirmware(t *testing.T) {
 		"case bits":                         {[][]byte{lower}, []string{"x.raw"}, map[string]string{"X.RAW": "x.raw"}},
 		"NUL in a short name":               {[][]byte{file("AB\x00D    RAW")}, []string{"AB.RAW"}, map[string]string{"ab.raw": "AB.RAW"}},
 		"0x05 is no other letter":           {[][]byte{file("\x05X      RAW")}, []string{"\x05X.RAW"}, map[string]string{"\x05X.RAW": "opens no file of the name", "\u00e5X.RAW": "file does not exist"}},
-		"space behind a name":               {[][]byte{fatLong("x.cred ", file("X~1     CRE"))}, []string{"x.cred "}, map[string]string{"x~1.cre": "x.cred ", "/x.cred ": "firmware lists a file"}},
+		"space behind a name":               {[][]byte{fatLong("x.cred ", file("X~1     CRE"))}, []string{"x.cred "}, map[string]string{"x~1.cre": "x.cred ", "/x.cred\x20": "firmware lists a file"}},
 		"space in front of what is asked":   {[][]byte{file("A       RAW")}, []string{"A.RAW"}, map[string]string{"  a.raw. .": "A.RAW"}},
 		"a character that no name has":      {[][]byte{fatLong("a:b.cred", file("A~1     CRE"))}, []string{"a:b.cred"}, map[string]string{"a:b.cred": "opens no file of the name"}},
 		"one name twice":                    {[][]byte{file("A       RAW"), file("B       RAW"), file("A       RAW")}, []string{"A.RAW", "B.RAW", "A.RAW"}, map[string]string{"a.raw": "two entries", "b.raw": "B.RAW"}},
