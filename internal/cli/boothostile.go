@@ -31,7 +31,7 @@ func (f *hostileFlags) add(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.on, "hostile", false, "boot the disk under inputs from outside that no PCR records, and report which had an effect")
 	flags.StringArrayVar(&f.inputs, "hostile-input", nil, "try only the input with this `ID`; may be repeated; needs --hostile")
 	flags.StringVar(&f.audit, "audit-output", "", "add the report to `FILE`, which inspect --audit-output wrote, for attest --audit; needs --hostile")
-	flags.StringVar(&f.failOn, "fail-on", hostileSeverity.String(), "an open input is a weakness of severity high: fail when that is this `SEVERITY` or a higher one; empty only reports; needs --hostile")
+	flags.StringVar(&f.failOn, "fail-on", hostileSeverity.String(), "fail when an open input, which has the severity high, has this `SEVERITY` or a higher one: critical, high, medium, low or info; empty only reports; needs --hostile")
 }
 
 // hostileSeverity is what an open input weighs.
