@@ -124,23 +124,23 @@ func TestDevicesOfTheMachine(t *testing.T) {
 	if err := os.Truncate(disk, 16<<20); err != nil {
 		t.Fatal(err)
 	}
-	run := func(stdin, program string, args ...string) string {
+	run := func(program string, args ...string) string {
 		t.Helper()
 		cmd := exec.Command(testenv.Tool(t, program), args...)
-		cmd.Stdin = strings.NewReader(stdin)
 		out, err := cmd.Output()
 		if err != nil {
 			testenv.Missing(t, err)
 		}
 		return strings.TrimSpace(string(out))
 	}
-	run("2048,2048\n", "sfdisk", "--quiet", "--label", "gpt", disk)
-	device := run("", "losetup", "--find", "--show", disk)
+	run("sgdisk", "--new=1:2048:4095", disk)
+	device := run("losetup", "--find", "--show", disk)
 	t.Cleanup(func() {
 		_ = exec.Command("partx", "--delete", device).Run()
 		_ = exec.Command("losetup", "--detach", device).Run()
 	})
-	run("", "partx", "--add", device)
+	_ = exec.Command("partx", "--delete", device).Run() // which somebody may have left there
+	run("partx", "--add", device)
 	name := filepath.Base(device)
 	own := func(path string) string {
 		t.Helper()
@@ -174,4 +174,43 @@ func TestDevicesOfTheMachine(t *testing.T) {
 			t.Errorf("the container opens %s, or did not try: its log is\n%s", number, log)
 		}
 	}
+}
+
+// TestLeftPartitions has the build container's losetup take a loop device on which a
+// killed build left partitions: Linux keeps them when the device is detached.
+func TestLeftPartitions(t *testing.T) {
+	if os.Geteuid() != 0 {
+		testenv.Missing(t, errors.New("only root makes loop devices"))
+	}
+	disk := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(disk, make([]byte, 8<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// A device that nobody else asks for.
+	const number, device = "211", "/dev/loop211"
+	run := func(program string, args ...string) string {
+		t.Helper()
+		cmd := exec.Command(testenv.Tool(t, program), args...)
+		cmd.Env = append(os.Environ(), "LOOPS="+number)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	t.Cleanup(func() {
+		_ = exec.Command("partx", "--delete", device).Run()
+		_ = exec.Command("losetup", "--detach", device).Run()
+	})
+	run("sgdisk", "--new=1:2048:4095", "--new=2:4096:6143", disk)
+	run("losetup", device, disk)
+	run("partx", "--add", device)
+	run("losetup", "--detach", device)
+	if left, err := filepath.Glob("/sys/block/loop" + number + "/loop" + number + "p*"); err != nil || len(left) != 2 {
+		t.Fatalf("%s has the partitions %v (%v)", device, left, err)
+	}
+	if got := run("bash", "container/losetup", "--find", "--show", disk); got != device {
+		t.Errorf("losetup took %s", got)
+	}
+	run("partx", "--add", device)
 }
