@@ -336,7 +336,7 @@ func (c *viewCount) add(t *testing.T, v *view) {
 	for i, name := range v.names {
 		ours, theirs := v.reader[name], v.kernel[i]
 		c.names++
-		if ours == "?" || ours == "-" && v.isReported(name) {
+		if ours == "?" || v.reported[name] || ours == "-" && v.isReported(name) {
 			c.reported++
 			if v.what == "unchanged" {
 				t.Errorf("%s: %s is not read", v.base.name, name)

@@ -389,6 +389,13 @@ func (s *squashfs) fill(own *squashfsInode, raw []byte, c *squashfsCursor, basic
 	if err == nil && (node.size < 0 || own.start < 0) {
 		err = fmt.Errorf("its size %d or place %d is negative", node.size, own.start)
 	}
+	// The kernel looks the fragment up when it reads the inode, whether or not any
+	// byte of the file lies in it.
+	if err == nil && basic == 2 && own.fragment != squashfsNoFragment {
+		if _, err = s.lookup(s.fragments, int64(own.fragment)); err != nil {
+			err = fmt.Errorf("fragment: %w", err)
+		}
+	}
 	return xattr, err
 }
 
