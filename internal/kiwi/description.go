@@ -81,6 +81,8 @@ func (m modes) of(name string, own fs.FileMode, start []byte) fs.FileMode {
 
 // tree copies the content of a tree into a directory, over what is there: regular files,
 // directories and symbolic links. No link leads what is written out of the directory.
+// git's own directory stays behind: it is no part of a source, and its configuration
+// holds the token of a checkout.
 func (c *copier) tree(root *os.Root, tree fs.FS, m modes) error {
 	return fs.WalkDir(tree, ".", func(name string, entry fs.DirEntry, err error) error {
 		if err != nil {
@@ -88,6 +90,12 @@ func (c *copier) tree(root *os.Root, tree fs.FS, m modes) error {
 		}
 		if c.files++; c.files > maxFiles {
 			return fmt.Errorf("there are more than %d files", maxFiles)
+		}
+		if name == ".git" {
+			if entry.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
 		}
 		info, err := entry.Info()
 		if err != nil {

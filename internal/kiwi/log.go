@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/org/attestable-image-action/internal/lazyregexp"
 )
@@ -17,7 +18,8 @@ var (
 	progressBar = lazyregexp.New(`\[ [A-Z]+ +\]: Processing: \[[# ]*\] [0-9]+%`)
 	errorClass  = lazyregexp.New(`^(?:Kiwi[A-Za-z]+: )+`)
 	schemaError = lazyregexp.New(`^(?:--> )?[^ ]*?:[0-9]+:[0-9]+:ERROR:(?:RELAXNGV|SCHEMATRONV|PARSER):[A-Z_]+: (.*)$`)
-	colour      = lazyregexp.New("\x1b\\[[0-9;]*[A-Za-z]")
+	// ECMA-48: control sequences (5.4), and control strings such as a terminal's title (5.6).
+	escapes = lazyregexp.New("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b[\\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\\\)?|\x1b.?")
 	// What programs under KIWI begin a line with when it tells why they failed.
 	telling = lazyregexp.New(`(?i)^(?:E: |Err(?:or)?:|fatal|dracut\[[EF]\]|mkfs|.*\b(?:error|failed|cannot|can't|unable|no such|not found|denied|no space|unmet|depends:|invalid)\b)`)
 )
@@ -59,22 +61,32 @@ func (l *liveLog) Write(p []byte) (int, error) {
 }
 
 func (l *liveLog) line(line []byte) {
-	line = colour().ReplaceAll(progressBar().ReplaceAll(line, nil), nil)
+	line = escapes().ReplaceAll(progressBar().ReplaceAll(line, nil), nil)
 	// A carriage return goes back to the start of the line; what it draws over
 	// is of no use in a log.
 	line = bytes.Trim(line, "\r")
 	if i := bytes.LastIndexByte(line, '\r'); i >= 0 {
 		line = line[i+1:]
 	}
+	line = bytes.Map(shown, bytes.ToValidUTF8(line, []byte("\uFFFD")))
 	if len(bytes.TrimSpace(line)) == 0 {
 		return
 	}
-	line = append(bytes.Clone(line), '\n')
+	line = append(line, '\n')
 	_, _ = l.w.Write(line) // a log that cannot be shown is no reason to stop
 	l.tail = append(l.tail, line...)
 	if over := len(l.tail) - tailSize; over > 0 {
 		l.tail = l.tail[over:]
 	}
+}
+
+// shown leaves out what steers a terminal, or the direction of writing: who wrote the
+// description writes the log, too.
+func shown(r rune) rune {
+	if r == '\t' || unicode.IsGraphic(r) {
+		return r
+	}
+	return -1
 }
 
 // close passes on a last line that has no end.

@@ -73,14 +73,15 @@ func TestLiveLog(t *testing.T) {
 	live := &liveLog{w: &shown}
 	for _, piece := range []string{
 		"[ INFO    ]: 20:48:14 | first\n[ INF", "O    ]: Processing: [        ] 0%\r[ INFO    ]: Processing: [########] 100%\r\n",
-		"Get:1 http://x \r Get:2\n\n", "\x1b[91mred\x1b[0m\n", "last",
+		"Get:1 http://x \r Get:2\n\n", "\x1b[91mred\x1b[0m\n",
+		"\x1b]52;c;cm0gLXJmIH4K\x07clip\x1b]0;title\x1b\\board \x1bP q#0\x1b\\\x1b[?25l\u009b31m\x9b31m\x1bc\a\u202eend\tä\n", "\x1b]0;", "last",
 	} {
 		if _, err := io.WriteString(live, piece); err != nil {
 			t.Fatal(err)
 		}
 	}
 	live.close()
-	want := "[ INFO    ]: 20:48:14 | first\n Get:2\nred\nlast\n"
+	want := "[ INFO    ]: 20:48:14 | first\n Get:2\nred\nclipboard 31m\uFFFD31mend\tä\n"
 	if shown.String() != want || string(live.tail) != want {
 		t.Errorf("shown %q, kept %q, want %q", shown.String(), live.tail, want)
 	}

@@ -1,6 +1,7 @@
 package kiwi
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -102,6 +103,25 @@ func TestDescriptionDigest(t *testing.T) {
 	}
 	if a, b := seed(want, 1764000000, "x86_64"), seed(want, 1764000001, "x86_64"); a == b || len(a) != 64 {
 		t.Errorf("seeds are %s and %s", a, b)
+	}
+}
+
+// TestCheckoutStaysBehind has a checkout as the description and as the overlay: the token
+// in git's configuration reaches neither the build container nor the image.
+func TestCheckoutStaysBehind(t *testing.T) {
+	overlay := t.TempDir()
+	write(t, filepath.Join(overlay, ".git", "config"), "token")
+	write(t, filepath.Join(overlay, "srv", "file"), "x")
+	d := testDescription()
+	d[".git/config"] = &fstest.MapFile{Data: []byte("token"), Mode: 0o644}
+	_, dir := staged(t, Options{Source: "test", Description: d, Epoch: 1764000000, Overlay: overlay})
+	for _, name := range []string{".git", "root/.git"} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is there (%v)", name, err)
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "root/srv/file")); err != nil {
+		t.Error(err)
 	}
 }
 
