@@ -366,8 +366,14 @@ func (a *auditor) absent(u *ukiAudit, l line) {
 		return
 	}
 	if u.initrd.has("usr/lib/dracut-lib.sh", "lib/dracut-lib.sh", "usr/lib/dracut", "usr/bin/dracut-emergency", "bin/dracut-emergency") {
-		// dracut takes no other word for false.
-		if value, ok := option(l.words, "rd.shell"); !ok || value != "0" && value != "no" && value != "off" {
+		// dracut takes no other word for false, and a name without a value for true.
+		value := ""
+		for _, word := range l.words {
+			if key, v, _ := keyValue(word); key == "rd.shell" || key == "rdshell" {
+				value = v
+			}
+		}
+		if value != "0" && value != "no" && value != "off" {
 			a.add("initrd-shell", at, "there is no rd.shell=0, and the initrd is dracut's")
 		}
 	}

@@ -187,6 +187,8 @@ var evasions = []auditCase{
 	{"initrd-break", arg("rd.cmdline=ask"), cmdline, "ask", arg("rd.cmdline=no")},
 	{"initrd-break", arg("rd.systemd.break=pre-mount"), cmdline, "", nil},
 	{"initrd-shell", replace("rd.shell=0", "rd.shell=false"), cmdline, "dracut", replace("rd.shell=0", "rd.shell=off")},
+	{"initrd-shell", arg("rd.shell"), cmdline, "dracut", arg("rd.shell=no")},
+	{"initrd-shell", arg("rdshell="), cmdline, "dracut", nil},
 	{"command-at-boot", arg("systemd.early-core-pattern=|/bin/x"), cmdline, "", arg("systemd.early_core_pattern=core")},
 	{"machine-id-fixed", arg("systemd.machine_id=0123456789abcdef0123456789abcdef"), cmdline, "", nil},
 	{"init-environment", arg("LD_PRELOAD=/usr/lib/x.so"), cmdline, "LD_PRELOAD", arg("LANG=C BOOT_IMAGE=/vmlinuz rd.TERM=x vga=0x317")},
