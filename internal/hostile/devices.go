@@ -222,7 +222,7 @@ func (s *setup) hotPlug(device string, watch func() error) error {
 		if !waitFor(ctx, o.HandedOver, 20*time.Second) {
 			return nil
 		}
-		return o.Command("device_add", arguments, nil)
+		return o.Command("device_add", arguments)
 	})
 	if watch == nil {
 		return nil
@@ -318,7 +318,7 @@ func byConsoles() []Input {
 					if !waitFor(ctx, o.HandedOver, 10*time.Second) {
 						return nil
 					}
-					if err := o.Command("send-key", map[string]any{"keys": keys}, nil); err != nil {
+					if err := o.Command("send-key", map[string]any{"keys": keys}); err != nil {
 						return err
 					}
 				}

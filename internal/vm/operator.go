@@ -11,6 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+
+	"github.com/org/attestable-image-action/internal/strictjson"
 )
 
 // maxMonitorLine bounds one message of QEMU's monitor, in bytes.
@@ -77,24 +79,24 @@ func (o *Operator) Type(text string) error {
 
 // Break sends a break on the serial line.
 func (o *Operator) Break() error {
-	return o.Command("chardev-send-break", map[string]any{"id": "serial0"}, nil)
+	return o.Command("chardev-send-break", map[string]any{"id": "serial0"})
 }
 
-// Command gives QEMU a command (QEMU, docs/interop/qmp-spec.rst) and reads what it
-// returns into result, unless that is nil.
-func (o *Operator) Command(name string, arguments map[string]any, result any) error {
+// Command gives QEMU a command (QEMU, docs/interop/qmp-spec.rst), and waits until it
+// is done.
+func (o *Operator) Command(name string, arguments map[string]any) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.greeted {
-		if err := o.execute("qmp_capabilities", nil, nil); err != nil {
+		if err := o.execute("qmp_capabilities", nil); err != nil {
 			return err
 		}
 		o.greeted = true
 	}
-	return o.execute(name, arguments, result)
+	return o.execute(name, arguments)
 }
 
-func (o *Operator) execute(name string, arguments map[string]any, result any) error {
+func (o *Operator) execute(name string, arguments map[string]any) error {
 	command := map[string]any{"execute": name}
 	if arguments != nil {
 		command["arguments"] = arguments
@@ -108,20 +110,19 @@ func (o *Operator) execute(name string, arguments map[string]any, result any) er
 	}
 	for o.replies.Scan() {
 		var reply struct {
-			Return json.RawMessage
-			Error  *struct{ Desc string }
+			Return any `json:"return"`
+			Error  *struct {
+				Desc string `json:"desc"`
+			} `json:"error"`
 		}
-		if err := json.Unmarshal(o.replies.Bytes(), &reply); err != nil {
+		if err := strictjson.Unmarshal(o.replies.Bytes(), &reply); err != nil {
 			return fmt.Errorf("read QEMU's answer to the command %s: %w", name, err)
 		}
 		switch {
 		case reply.Error != nil:
 			return fmt.Errorf("QEMU refuses the command %s: %s", name, reply.Error.Desc)
-		case reply.Return == nil: // a greeting or an event
-		case result == nil:
+		case reply.Return != nil: // neither a greeting nor an event
 			return nil
-		default:
-			return json.Unmarshal(reply.Return, result)
 		}
 	}
 	if err := o.replies.Err(); err != nil {
