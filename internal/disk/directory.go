@@ -24,6 +24,26 @@ type directory interface {
 	find(name string) (dirent, error)
 }
 
+// search returns the first entry with a name among those that list yields. The error is
+// fs.ErrNotExist when there is none.
+func search(name string, list func(yield func(dirent) error) error) (dirent, error) {
+	var found dirent
+	err := list(func(e dirent) error {
+		if e.name == name {
+			found = e
+			return errFound
+		}
+		return nil
+	})
+	if errors.Is(err, errFound) {
+		return found, nil
+	}
+	if err == nil {
+		err = fs.ErrNotExist
+	}
+	return dirent{}, err
+}
+
 // agreement says how what find finds goes with what list yields.
 type agreement int
 

@@ -82,21 +82,7 @@ func (d *ext4Directory) list(yield func(dirent) error) (agreement, error) {
 
 // search looks for a name among the entries of a block.
 func (d *ext4Directory) search(block []byte, name string) (dirent, error) {
-	var found dirent
-	err := d.e.listBlock(block, func(e dirent) error {
-		if e.name == name {
-			found = e
-			return errFound
-		}
-		return nil
-	})
-	if errors.Is(err, errFound) {
-		return found, nil
-	}
-	if err == nil {
-		err = fs.ErrNotExist
-	}
-	return dirent{}, err
+	return search(name, func(yield func(dirent) error) error { return d.e.listBlock(block, yield) })
 }
 
 func (d *ext4Directory) find(name string) (dirent, error) {

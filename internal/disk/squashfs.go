@@ -602,24 +602,14 @@ func (d *squashfsDirectory) find(name string) (dirent, error) {
 		}
 		at, c = i.at, squashfsCursor{d.s, i.block, (i.at + d.start.offset) % squashfsMetaSize}
 	}
-	var found dirent
-	err := d.from(at, c, func(int64, squashfsCursor) {}, func(e dirent) error {
-		if name[0] < e.name[0] {
-			return fs.ErrNotExist
-		}
-		if e.name == name {
-			found = e
-			return errFound
-		}
-		return nil
+	return search(name, func(yield func(dirent) error) error {
+		return d.from(at, c, func(int64, squashfsCursor) {}, func(e dirent) error {
+			if name[0] < e.name[0] {
+				return fs.ErrNotExist
+			}
+			return yield(e)
+		})
 	})
-	if errors.Is(err, errFound) {
-		return found, nil
-	}
-	if err == nil {
-		err = fs.ErrNotExist
-	}
-	return dirent{}, err
 }
 
 func (s *squashfs) content(node *inode) (io.ReaderAt, error) {
